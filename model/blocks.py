@@ -1,0 +1,156 @@
+"""Layers shared by the three networks."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+
+class StepEmbedding(nn.Module):
+    """Transition index k (B,) -> conditioning vector (B, embed_dim): sinusoids, then two layers."""
+
+    table: Tensor
+
+    def __init__(self, num_steps: int, dim: int) -> None:
+        super().__init__()
+        frequencies = torch.exp(-math.log(1e4) * torch.arange(dim // 2) / (dim // 2))
+        angles = torch.arange(num_steps)[:, None] * frequencies
+        self.register_buffer("table", torch.cat([angles.sin(), angles.cos()], 1), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, k: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.table[k])
+        return out
+
+
+class LatentMapping(nn.Module):
+    """Latent z (B, latent_dim) -> conditioning vector; z is put on the sphere first (StyleGAN)."""
+
+    def __init__(self, latent_dim: int, dim: int, depth: int = 3) -> None:
+        super().__init__()
+        sizes = [latent_dim] + [dim] * depth
+        layers = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        out: Tensor = self.mlp(z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8))
+        return out
+
+
+class AdaptiveNorm(nn.Module):
+    """Group norm whose scale and shift come from the conditioning vector."""
+
+    def __init__(self, channels: int, groups: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6, affine=False)
+        self.style = nn.Linear(cond_dim, 2 * channels)
+
+    def forward(self, h: Tensor, cond: Tensor) -> Tensor:
+        scale, shift = self.style(cond)[:, :, None, None].chunk(2, 1)
+        out: Tensor = self.norm(h) * (1 + scale) + shift
+        return out
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a skip, halved in variance; starts as the skip alone."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm1 = AdaptiveNorm(in_channels, groups, cond_dim)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = AdaptiveNorm(out_channels, groups, cond_dim)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x, cond)))
+        h = self.conv2(F.silu(self.norm2(h, cond)))
+        out: Tensor = (self.skip(x) + h) / math.sqrt(2)
+        return out
+
+
+class Trunk(nn.Module):
+    """The contracting half: pixels -> features at the coarsest level, and one skip a finer level."""
+
+    def __init__(self, config: ModelConfig, in_channels: int, blocks_per_level: int, middle_blocks: int) -> None:
+        super().__init__()
+        widths, groups, cond_dim = config.widths, config.norm_groups, config.embed_dim
+        self.fold = nn.PixelUnshuffle(config.patch_size)
+        self.stem = nn.Conv2d(in_channels * config.patch_size**2, widths[0], 3, padding=1)
+
+        def stack(width: int, count: int) -> nn.ModuleList:
+            return nn.ModuleList(ResBlock(width, width, groups, cond_dim) for _ in range(count))
+
+        self.levels = nn.ModuleList(stack(width, blocks_per_level) for width in widths[:-1])
+        self.downs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.middle = stack(widths[-1], middle_blocks)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h = self.stem(self.fold(x))
+        skips = []
+        for level, down in zip(self.levels, self.downs, strict=True):
+            for block in level:  # type: ignore[union-attr]  # a ModuleList
+                h = block(h, cond)
+            skips.append(h)
+            h = down(h)
+        for block in self.middle:
+            h = block(h, cond)
+        return h, skips
+
+
+class UNet(nn.Module):
+    """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and features (B, F).
+
+    The features are the coarsest level, averaged over space.
+    """
+
+    def __init__(self, config: ModelConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        widths, groups, cond_dim = config.widths, config.norm_groups, config.embed_dim
+        self.trunk = Trunk(config, in_channels, config.blocks_per_level, config.middle_blocks)
+        fine_to_coarse = list(zip(widths, widths[1:], strict=False))
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in reversed(fine_to_coarse))
+        self.levels = nn.ModuleList(
+            nn.ModuleList(
+                ResBlock(2 * width if i == 0 else width, width, groups, cond_dim)
+                for i in range(config.blocks_per_level)
+            )
+            for width in reversed(widths[:-1])
+        )
+        self.norm = AdaptiveNorm(widths[0], groups, cond_dim)
+        self.head = nn.Conv2d(widths[0], out_channels * config.patch_size**2, 3, padding=1)
+        self.unfold = nn.PixelShuffle(config.patch_size)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        h, skips = self.trunk(x, cond)
+        features = h.mean((2, 3))
+        for up, level in zip(self.ups, self.levels, strict=True):
+            h = up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = torch.cat([h, skips.pop()], 1)
+            for block in level:  # type: ignore[union-attr]  # a ModuleList
+                h = block(h, cond)
+        return self.unfold(self.head(F.silu(self.norm(h, cond)))), features
+
+
+class MLP(nn.Module):
+    """Points (B, in) and a conditioning vector -> (B, out) and the last hidden layer (B, F)."""
+
+    def __init__(self, config: ModelConfig, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        sizes = (in_dim, *config.widths)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.styles = nn.ModuleList(nn.Linear(config.embed_dim, b, bias=False) for b in config.widths)
+        self.head = nn.Linear(config.widths[-1], out_dim)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+        h = x
+        for layer, style in zip(self.layers, self.styles, strict=True):
+            h = F.silu(layer(h) + style(cond))
+        return self.head(h), h

@@ -1,0 +1,77 @@
+"""What a trained model is: the shape of its data, its schedule, and the size of its networks."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild the three networks and the diffusion around them.
+
+    `data_shape` decides the backbone: (C, H, W) is images and a U-Net, (D,) is points and an MLP.
+
+    Raises:
+        ConfigError: a field has no meaning, or fields contradict each other.
+    """
+
+    data_shape: tuple[int, ...]
+    num_steps: int = 4  # T, the number of denoising transitions
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    time_eps: float = 1e-3  # t_0; state 0 carries noise of std about 0.01
+    latent_dim: int = 64  # nz
+    embed_dim: int = 128  # width of the conditioning vector
+    widths: tuple[int, ...] = (32, 64)  # U-Net: channels of each level; MLP: width of each hidden layer
+    # The rest is the U-Net's alone.
+    patch_size: int = 2  # pixels are folded into channels before the first convolution
+    blocks_per_level: int = 2
+    middle_blocks: int = 3
+    norm_groups: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("data_shape", "widths"):  # lists arrive from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.data_shape) not in (1, 3) or min(self.data_shape) < 1:
+            raise ConfigError(f"data_shape must be (D,) or (C, H, W), not {self.data_shape}")
+        for name in ("num_steps", "latent_dim", "patch_size", "blocks_per_level", "middle_blocks", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.beta_min <= self.beta_max or not math.isfinite(self.beta_max):
+            raise ConfigError(f"need 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}")
+        if not 0 < self.time_eps < 1:
+            raise ConfigError(f"time_eps must lie in (0, 1), not {self.time_eps}")
+        if self.embed_dim < 4 or self.embed_dim % 2:
+            raise ConfigError(f"embed_dim must be even and at least 4, not {self.embed_dim}")
+        if not self.widths or min(self.widths) < 1:
+            raise ConfigError(f"widths must name at least one positive width, not {self.widths}")
+        if self.is_image:
+            fold = self.patch_size * 2 ** (len(self.widths) - 1)
+            if any(side % fold for side in self.data_shape[1:]):
+                raise ConfigError(
+                    f"image sides {self.data_shape[1:]} must be multiples of {fold}"
+                    f" (patch_size {self.patch_size}, {len(self.widths)} levels)"
+                )
+            if any(width % self.norm_groups for width in self.widths):
+                raise ConfigError(f"widths {self.widths} must be multiples of norm_groups {self.norm_groups}")
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.data_shape) == 3
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown model config fields: {', '.join(unknown)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"model config: {error}") from error

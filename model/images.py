@@ -1,0 +1,143 @@
+"""Image bytes ↔ uint8 arrays under a bundle's preprocessing contract.
+
+Training, calibration and scoring all come through here, so a pixel means the same everywhere.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
+
+# Our own budget is checked on the header, before anything is decoded; Pillow's would only warn.
+Image.MAX_IMAGE_PIXELS = None
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 16_000_000
+FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+           "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What every image is brought to: (height, width, channels), and how it is resized."""
+
+    height: int
+    width: int
+    channels: int  # 1 grey, 3 RGB
+    resize_filter: str = "bicubic"  # antialiased when shrinking
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ConfigError(f"images have 1 or 3 channels, not {self.channels}")
+        if self.resize_filter not in FILTERS:
+            raise ConfigError(f"resize_filter must be one of {', '.join(FILTERS)}, not {self.resize_filter!r}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+
+@dataclass(frozen=True)
+class Decoded:
+    pixels: NDArray[np.uint8]  # (H, W, C) of the contract
+    resized: bool
+
+
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in `data`, its header read and its pixels not yet decoded.
+
+    Raises:
+        ImageFormatError: not an image of `FORMATS`.
+        ImageTooLargeError: its header claims more than `max_pixels`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
+        raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
+    if image.width * image.height > max_pixels:
+        raise ImageTooLargeError(
+            f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels};"
+            " send a smaller one"
+        )
+    return image
+
+
+def convert(image: Image.Image, contract: Contract) -> Decoded:
+    """Bring an opened image to the contract.
+
+    Animated: the first frame. EXIF rotation is applied. Alpha is composited over black. 16-bit grey
+    keeps its high byte; palette and CMYK go through RGB. Another size is resized, without keeping
+    the aspect.
+
+    Raises:
+        ImageFormatError: truncated or corrupt, or floating-point pixels (which have no known range).
+    """
+    try:
+        image = _to_channels(ImageOps.exif_transpose(image), contract.channels)
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:  # as above, now from the decoder
+        raise ImageFormatError("the image is truncated or corrupt") from error
+    resized = image.size != (contract.width, contract.height)
+    if resized:
+        image = image.resize((contract.width, contract.height), FILTERS[contract.resize_filter])
+    return Decoded(np.asarray(image, dtype=np.uint8).reshape(contract.shape), resized)
+
+
+def decode(data: bytes, contract: Contract, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Bytes -> the contract's uint8 (H, W, C). Raises as `open_image` and `convert`."""
+    return convert(open_image(data, max_pixels), contract)
+
+
+def _to_channels(image: Image.Image, channels: int) -> Image.Image:
+    image.load()
+    if image.mode == "F":
+        raise ImageFormatError("floating-point images have no known range; send 8- or 16-bit pixels")
+    if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that hold it
+        high_byte = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """uint8 (H, W, C) -> PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:
+    """uint8 (B, H, W, C) -> one image of rows and columns, white gaps, empty places black."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    grid = np.full(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8
+    )
+    for i in range(rows * columns):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        grid[top : top + height, left : left + width] = images[i] if i < count else 0
+    return grid
+
+
+def to_unit(pixels: Any) -> Any:
+    """uint8 grey levels -> [-1, 1]; numpy or torch, already floating point."""
+    return pixels / 127.5 - 1
+
+
+def stack(decoded: Sequence[Decoded]) -> NDArray[np.uint8]:
+    return np.stack([item.pixels for item in decoded])

@@ -1,0 +1,93 @@
+"""Generator, energy network and encoder: three thin heads on one backbone."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.blocks import MLP, LatentMapping, StepEmbedding, Trunk, UNet
+from model.config import ModelConfig
+
+
+class Generator(nn.Module):
+    """G(x_tp1, z, k) -> x0_hat, the implicit half of p_phi(x_t | x_tp1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.data_shape[0]
+        self.is_image = config.is_image
+        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
+        self.mapping = LatentMapping(config.latent_dim, config.embed_dim)
+        self.backbone = (UNet if config.is_image else MLP)(config, channels, channels)
+
+    def forward(self, x_tp1: Tensor, z: Tensor, k: Tensor) -> Tensor:
+        x0_hat: Tensor = self.backbone(x_tp1, self.embed(k) + self.mapping(z))[0]
+        return x0_hat.tanh() if self.is_image else x0_hat
+
+
+class Levels(NamedTuple):
+    """What one forward pass of the energy network knows of B inputs."""
+
+    energies: Tensor  # (B,)
+    energy_map: Tensor  # images: (B, H, W), each pixel's share of the energy; points: (B, 1)
+    features: Tensor  # (B, F)
+
+
+class EnergyNet(nn.Module):
+    """E(x_t, k), one scalar an input, low on data; p_theta(x_t | x_tp1) ∝ exp(-E)·q(x_tp1 | x_t).
+
+    Images: E = ½‖x_t - h(x_t, k)‖², so that every pixel has a share. Points: a scalar output.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.data_shape[0]
+        self.is_image = config.is_image
+        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
+        self.backbone = (UNet if config.is_image else MLP)(config, channels, channels if config.is_image else 1)
+
+    def levels(self, x_t: Tensor, k: Tensor) -> Levels:
+        h, features = self.backbone(x_t, self.embed(k))
+        energy_map = 0.5 * (x_t - h).square().sum(1) if self.is_image else h
+        return Levels(energy_map.flatten(1).sum(1), energy_map, features)
+
+    def forward(self, x_t: Tensor, k: Tensor) -> Tensor:
+        return self.levels(x_t, k).energies
+
+
+class Encoder(nn.Module):
+    """r(z | x_t, x_tp1, k) -> (mean, log_var), each (B, latent_dim)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.data_shape[0]
+        self.is_image = config.is_image
+        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
+        self.backbone: nn.Module
+        if config.is_image:
+            # The contracting half is enough to name a latent, and one block a level trains as well.
+            self.backbone = Trunk(config, 2 * channels, blocks_per_level=1, middle_blocks=1)
+            _, height, width = config.data_shape
+            fold = config.patch_size * 2 ** (len(config.widths) - 1)
+            self.head = nn.Linear(config.widths[-1] * (height // fold) * (width // fold), 2 * config.latent_dim)
+        else:
+            self.backbone = MLP(config, 2 * channels, 2 * config.latent_dim)
+            self.head = nn.Identity()
+
+    def forward(self, x_t: Tensor, x_tp1: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        h, _ = self.backbone(torch.cat([x_t, x_tp1], 1), self.embed(k))
+        mean, log_var = self.head(h.flatten(1)).chunk(2, 1)
+        return mean, log_var
+
+
+class Networks(nn.ModuleDict):
+    """The three networks of `config`, by name."""
+
+    generator: Generator
+    energy_net: EnergyNet
+    encoder: Encoder
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(
+            {"generator": Generator(config), "energy_net": EnergyNet(config), "encoder": Encoder(config)}
+        )

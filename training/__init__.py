@@ -1,0 +1,1 @@
+"""Makes checkpoints, and bundles from them. Imports `model`; never `service`."""

@@ -1,0 +1,133 @@
+"""Checkpoints that survive a kill at any moment: written beside, synced, renamed; two are kept.
+
+A run folder:
+    config.json                  the `TrainConfig`
+    checkpoints/step-0000500/    complete by construction: the folder is renamed into place when full
+    metrics.jsonl, samples/, tensorboard/
+"""
+
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from model.errors import CheckpointError
+from training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from training.trainer import TrainState
+
+KEEP = 2
+_NAME = re.compile(r"step-(\d{7})$")
+
+
+def _modules(state: "TrainState") -> dict[str, torch.nn.Module]:
+    return {**dict(state.networks.items()), "generator_ema": state.generator_ema, "energy_net_ema": state.energy_net_ema}
+
+
+def _optimizers(state: "TrainState") -> dict[str, torch.optim.Optimizer]:
+    return {"generator": state.optimizer_generator, "energy": state.optimizer_energy}
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a file beside `path`, then sync and rename it into place."""
+    beside = path.with_name(f".{path.name}.partial")
+    write(beside)
+    _sync(beside)
+    os.replace(beside, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
+    """Write checkpoints/step-N and drop all but the newest `KEEP`."""
+    folder = run / "checkpoints" / f"step-{state.step:07d}"
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # what a killed run left
+    beside.mkdir(parents=True)
+    for name, module in _modules(state).items():
+        save_file(module.state_dict(), beside / f"{name}.safetensors")
+    torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, beside / "optimizers.pt")
+    (beside / "state.json").write_text(json.dumps({"step": state.step, "network": config.network.to_dict()}))
+    for file in beside.iterdir():
+        _sync(file)
+    _sync(beside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(beside, folder)
+    _sync(folder.parent)
+    for old in list_checkpoints(run)[:-KEEP]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of `run`, oldest first."""
+    folder = run / "checkpoints"
+    return sorted(path for path in folder.iterdir() if _NAME.match(path.name)) if folder.is_dir() else []
+
+
+def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
+    """Fill `state` from a checkpoint folder.
+
+    Raises:
+        CheckpointError: unreadable, or of another network.
+    """
+    try:
+        saved = json.loads((folder / "state.json").read_text())
+        if saved["network"] != json.loads(json.dumps(config.network.to_dict())):
+            raise CheckpointError(f"{folder}: its networks are not those of config.json")
+        for name, module in _modules(state).items():
+            module.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        moments = torch.load(folder / "optimizers.pt", weights_only=True)
+        for name, optimizer in _optimizers(state).items():
+            optimizer.load_state_dict(moments[name])
+        state.step = saved["step"]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be read ({error}); delete it to resume from the one before") from error
+
+
+def resume(run: Path, state: "TrainState", config: TrainConfig) -> None:
+    """Fill `state` from the newest checkpoint of `run`, if there is one."""
+    if found := list_checkpoints(run):
+        load(found[-1], state, config)
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomic(run / "config.json", lambda path: path.write_text(json.dumps(config.to_dict(), indent=2) + "\n"))
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config of a run folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return TrainConfig.from_dict(json.loads((run / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run}: no readable config.json; is it a run of `ddaebm train`? ({error})") from error
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -1,0 +1,133 @@
+"""How a model is trained, and the recipes: functions that return a `TrainConfig`."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from model.config import ModelConfig
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run; every field may be overridden by `--set name=value`.
+
+    Raises:
+        ConfigError: a value that has no meaning.
+    """
+
+    recipe: str
+    network: ModelConfig
+    data: str  # a PATH, or the name of a made set: `training.data.MADE`
+    steps: int
+    batch_size: int = 64  # per process
+    seed: int = 0
+    lr_generator: float = 2e-4  # and encoder
+    lr_energy: float = 2e-4
+    lr_final: float = 1e-5  # both follow a cosine down to it
+    adam_betas: tuple[float, float] = (0.0, 0.9)
+    gradient_penalty: str = "r1"  # or "conditional", the paper's
+    gamma: float = 0.02
+    penalty_every: int = 1  # > 1: lazily, weighted to the same mean
+    entropy_weight: float = 0.1  # lambda; 1 is the divergence itself
+    ema_decay: float = 0.999
+    log_every: int = 20
+    sample_every: int = 500
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
+        for name in ("steps", "batch_size", "penalty_every", "log_every", "sample_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.gradient_penalty not in ("r1", "conditional"):
+            raise ConfigError(f"gradient_penalty must be r1 or conditional, not {self.gradient_penalty!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        try:
+            return cls(**{**values, "network": ModelConfig.from_dict(values["network"])})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"train config: {error}") from error
+
+    def override(self, assignments: Mapping[str, str]) -> Self:
+        """A copy with `name=value` applied; values are JSON, or else plain strings.
+
+        Raises:
+            ConfigError: no such field, or a value of another type.
+        """
+        values = self.to_dict()
+        for name, text in assignments.items():
+            *path, leaf = name.split(".")
+            target = values
+            for part in path:
+                target = target[part] if isinstance(target.get(part), dict) else {}
+            if leaf not in target or isinstance(target[leaf], dict):
+                raise ConfigError(f"--set {name}: no such setting; see config.json of any run for their names")
+            target[leaf] = _parse(name, text, target[leaf])
+        return self.from_dict(values)
+
+
+def _parse(name: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = json.loads(f"[{text}]" if isinstance(old, (list, tuple)) and not text.startswith("[") else text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--set {name}: cannot read {text!r}") from error
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    wanted = list if isinstance(old, tuple) else type(old)
+    if type(value) is not wanted:
+        raise ConfigError(f"--set {name}: needs {wanted.__name__}, not {text!r}")
+    return value
+
+
+def debug() -> TrainConfig:
+    """Made shapes at 16x16 and tiny networks: the whole path in seconds, no data needed."""
+    network = ModelConfig(data_shape=(1, 16, 16), latent_dim=8, embed_dim=16, widths=(8, 16),
+                          blocks_per_level=1, middle_blocks=1, norm_groups=4)  # fmt: skip
+    return TrainConfig(recipe="debug", network=network, data="shapes", steps=40, batch_size=32,
+                       log_every=5, sample_every=20, checkpoint_every=20)  # fmt: skip
+
+
+def toy() -> TrainConfig:
+    """25 Gaussians in the plane, the paper's layer sizes."""
+    network = ModelConfig(data_shape=(2,), latent_dim=2, embed_dim=32, widths=(300, 300))
+    return TrainConfig(recipe="toy", network=network, data="25-gaussians", steps=20_000, batch_size=200,
+                       lr_generator=1e-4, lr_energy=1e-4, entropy_weight=1.0,
+                       log_every=200, sample_every=5_000, checkpoint_every=2_000)  # fmt: skip
+
+
+def fashion_mnist() -> TrainConfig:
+    """28x28 grey clothes on a laptop: an hour of one core, about 15 minutes of a small GPU."""
+    network = ModelConfig(data_shape=(1, 28, 28))
+    return TrainConfig(recipe="fashion-mnist", network=network, data="", steps=4_000)
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "debug": debug,
+    "toy": toy,
+    "fashion-mnist": fashion_mnist,
+}
+
+
+def make_config(recipe: str) -> TrainConfig:
+    """The named recipe.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        raise ConfigError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[recipe]()

@@ -1,0 +1,75 @@
+"""What a run says while it trains: metrics.jsonl, TensorBoard, sample grids, progress on stderr."""
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from training.checkpoint import write_atomic
+
+
+class RunLog:
+    """Writes nothing where `enabled` is false (every process but the first)."""
+
+    def __init__(self, run: Path, first_step: int, total: int, enabled: bool = True) -> None:
+        self.run, self.first_step, self.total, self.enabled = run, first_step, total, enabled
+        self.interactive = sys.stderr.isatty()
+
+    def __enter__(self) -> Self:
+        if not self.enabled:
+            return self
+        path = self.run / "metrics.jsonl"
+        self.run.mkdir(parents=True, exist_ok=True)
+        kept = _lines_up_to(path, self.first_step)  # a killed run may have logged past its last checkpoint
+        write_atomic(path, lambda beside: beside.write_text("".join(kept)))
+        self.file: IO[str] = path.open("a", buffering=1)
+        self.tensorboard = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step + 1)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not self.interactive,
+        )  # fmt: skip
+        self.task = self.progress.add_task("train", total=self.total, completed=self.first_step)
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.enabled:
+            self.progress.stop()
+            self.tensorboard.close()
+            self.file.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        if not self.enabled:
+            return
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(name, value, step)
+        seconds = metrics["seconds_per_step"]
+        gap = metrics["energy_gen"] - metrics["energy_real"]
+        if self.interactive:
+            self.progress.update(self.task, completed=step, description=f"gap {gap:.2f}")
+        else:
+            left = (self.total - step) * seconds / 60
+            print(f"step {step}/{self.total}  gap {gap:.2f}  {seconds:.3f} s/step  {left:.1f} min left", file=sys.stderr)
+
+    def samples(self, step: int, suffix: str, contents: bytes) -> None:
+        folder = self.run / "samples"
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"step-{step:07d}{suffix}", lambda path: path.write_bytes(contents))
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n"):  # cut short by a kill
+            break
+        if json.loads(line)["step"] <= step:
+            kept.append(line)
+    return kept

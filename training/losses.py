@@ -1,0 +1,68 @@
+"""The losses of DDAEBM (Geng et al., ICML 2024, arXiv 2403.01666), one value a sample.
+
+Notation: transition k takes x_t to x_tp1. The generator draws x_t_gen from x_tp1 with latent z; the
+energy network scores x_t; the encoder r(z | x_t, x_tp1) bounds the generator's entropy and drives the
+reconstruction. The trainer reduces.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from model.diffusion import Diffusion
+from model.networks import EnergyNet
+
+GradientPenalty = str  # "r1" | "conditional"
+
+
+def gradient_penalty(
+    energy_net: EnergyNet, diffusion: Diffusion, x_t: Tensor, x_tp1: Tensor, k: Tensor, kind: GradientPenalty
+) -> tuple[Tensor, Tensor]:
+    """(E(x_t), squared norm of a gradient at real x_t), each (B,).
+
+    "conditional" is the paper's: the gradient of the conditional energy E(x_t) - log q(x_tp1 | x_t).
+    "r1" is ‖∇E‖². Given x_t the score of q(x_tp1 | x_t) has mean zero, so in expectation the two
+    differ by a constant, and "r1" is the one without that score's noise.
+
+    Raises:
+        ValueError: `kind` is neither.
+    """
+    x_t = x_t.detach().requires_grad_()
+    energy = energy_net(x_t, k)
+    if kind == "r1":
+        potential = energy
+    elif kind == "conditional":
+        potential = energy - diffusion.log_q(x_tp1, x_t, k)
+    else:
+        raise ValueError(f"gradient penalty must be 'r1' or 'conditional', not {kind!r}")
+    (gradient,) = torch.autograd.grad(potential.sum(), x_t, create_graph=True)
+    return energy, gradient.square().flatten(1).sum(1)
+
+
+def reverse_kl(energy: Tensor, log_q: Tensor, log_r: Tensor, entropy_weight: float) -> Tensor:
+    """KL(p_phi ‖ p_theta) up to a constant: E(x_t_gen) - log q(x_tp1 | x_t_gen) - lambda·log r(z | x_t_gen, x_tp1).
+
+    lambda = 1 is the divergence itself; the paper's code uses 0.1, whose fixed point has the energy of
+    a flattened density (scaled by lambda).
+    """
+    return energy - log_q - entropy_weight * log_r
+
+
+def forward_kl(x_t: Tensor, reconstruction: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """The ELBO of KL(q ‖ p_phi): squared error, summed, plus KL(r(z | x_t, x_tp1) ‖ N(0, I)).
+
+    The squared error without a factor is a Gaussian likelihood of variance ½.
+    """
+    error = (x_t - reconstruction).square().flatten(1).sum(1)
+    return error + kl_to_standard_normal(mean, log_var)
+
+
+def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_var)) ‖ N(0, I)), (B,), nats."""
+    return 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
+
+
+def gaussian_log_prob(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """log N(z; mean, exp(log_var)), (B,), nats."""
+    return -0.5 * ((z - mean).square() * (-log_var).exp() + log_var + math.log(2 * math.pi)).sum(1)

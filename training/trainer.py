@@ -1,0 +1,239 @@
+"""One train step, one loop, for images and points alike.
+
+Everything random in a step is drawn from a generator seeded by (seed, step), and the batch and the
+learning rate are functions of the step. So a checkpoint is weights, optimiser moments and one
+integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
+"""
+
+import math
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.diffusion import Diffusion
+from model.errors import NonFiniteLossError
+from model.images import encode_png, make_grid
+from model.networks import Networks
+from model.noise import image_seeds, random_words
+from model.sampling import draw_noise, sample
+from model.schedule import make_schedule
+from training import checkpoint
+from training.config import TrainConfig
+from training.data import batch_at, to_tensor
+from training.log import RunLog
+from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl
+
+
+class Draws(NamedTuple):
+    """All randomness of one train step."""
+
+    k: Tensor  # (B,)
+    eps_t: Tensor  # (B, *data_shape), as are the next two
+    eps_tp1: Tensor
+    eps_gen: Tensor
+    z: Tensor  # (B, latent_dim), prior
+    eps_z: Tensor  # (B, latent_dim), the encoder's
+
+
+def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Draws:
+    rng = torch.Generator(device).manual_seed(int(random_words(config.seed, step + 2)[-1]))
+    shape, latent = (batch, *config.network.data_shape), (batch, config.network.latent_dim)
+    k = torch.randint(config.network.num_steps, (batch,), generator=rng, device=device)
+    eps = [torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)]
+    return Draws(k, *eps)
+
+
+@dataclass
+class TrainState:
+    """All that changes while training."""
+
+    networks: Networks
+    generator_ema: nn.Module
+    energy_net_ema: nn.Module
+    optimizer_generator: torch.optim.Optimizer  # and encoder
+    optimizer_energy: torch.optim.Optimizer
+    step: int = 0
+
+
+def make_state(config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
+    """Fresh networks, initialised from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        networks = Networks(config.network)
+    networks.to(device)
+    generator_params = [*networks.generator.parameters(), *networks.encoder.parameters()]
+
+    def adam(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(params, lr=0.0, betas=config.adam_betas, fused=True)  # lr is set each step
+
+    return TrainState(
+        networks=networks,
+        generator_ema=deepcopy(networks.generator).requires_grad_(False),
+        energy_net_ema=deepcopy(networks.energy_net).requires_grad_(False),
+        optimizer_generator=adam(generator_params),
+        optimizer_energy=adam(list(networks.energy_net.parameters())),
+    )
+
+
+def cosine(step: int, steps: int, start: float, final: float) -> float:
+    """Learning rate of `step`: from `start` at 0 to `final` at `steps`."""
+    return final + (start - final) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def ema_update(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay·average + (1 - decay)·current."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+
+
+def train_step(
+    config: TrainConfig, diffusion: Diffusion, state: TrainState, x_clean: Tensor, draws: Draws, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """One update of the energy network, then one of generator and encoder.
+
+    Returns:
+        Means over the batch of each loss term, detached.
+    """
+    generator, energy_net, encoder = state.networks.generator, state.networks.energy_net, state.networks.encoder
+    k = draws.k
+    x_t, x_tp1 = diffusion.forward_pair(x_clean, k, draws.eps_t, draws.eps_tp1)
+
+    # Both of the generator's draws in one pass: from the prior, and from the encoder's latent.
+    mean, log_var = encoder(x_t, x_tp1, k)
+    z_encoded = mean + (0.5 * log_var).exp() * draws.eps_z
+    x0_hat, x0_rec = generator(torch.cat([x_tp1, x_tp1]), torch.cat([draws.z, z_encoded]), torch.cat([k, k])).chunk(2)
+    x_t_gen = diffusion.posterior_sample(x0_hat, x_tp1, k, draws.eps_gen)
+    x_t_rec = diffusion.posterior_mean(x0_rec, x_tp1, k)
+
+    # Energy: low on real pairs, high on generated ones, smooth at the real ones.
+    if state.step % config.penalty_every == 0:
+        energy_real, penalty = gradient_penalty(energy_net, diffusion, x_t, x_tp1, k, config.gradient_penalty)
+    else:
+        energy_real = energy_net(x_t, k)
+        penalty = torch.zeros_like(energy_real)
+    energy_gen = energy_net(x_t_gen.detach(), k)
+    energy_loss = energy_real - energy_gen + 0.5 * config.gamma * config.penalty_every * penalty
+    _update(accelerator, state.optimizer_energy, energy_loss, config, state.step, config.lr_energy)
+
+    # Generator and encoder: Jeffrey's divergence against the energy just updated. x_t_gen's graph
+    # is still the current generator's, so no second forward pass is needed.
+    energy_net.requires_grad_(False)
+    log_q = diffusion.log_q(x_tp1, x_t_gen, k)
+    log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
+    reverse = reverse_kl(energy_net(x_t_gen, k), log_q, log_r, config.entropy_weight)
+    forward = forward_kl(x_t, x_t_rec, mean, log_var)
+    _update(accelerator, state.optimizer_generator, reverse + forward, config, state.step, config.lr_generator)
+    energy_net.requires_grad_(True)
+
+    state.step += 1
+    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))  # warm-up: forget the random start
+    ema_update(state.generator_ema, generator, decay)
+    ema_update(state.energy_net_ema, energy_net, decay)
+
+    terms = {
+        "energy_real": energy_real, "energy_gen": energy_gen, "penalty": penalty, "reverse_kl": reverse,
+        "forward_kl": forward, "log_r": log_r,
+    }  # fmt: skip
+    return {name: values.detach().mean() for name, values in terms.items()}
+
+
+def _update(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int, lr: float
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    accelerator.backward(loss.mean())
+    if accelerator.num_processes > 1:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    for group in optimizer.param_groups:
+        group["lr"] = cosine(step, config.steps, lr, config.lr_final)
+    optimizer.step()
+
+
+def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str | None = None) -> TrainState:
+    """Train to `config.steps`, resuming from the newest checkpoint of `run` where there is one.
+
+    Args:
+        data: the training part alone, uint8 (N, H, W, C) or float32 (N, D).
+        run: folder of checkpoints, metrics.jsonl, TensorBoard events and sample grids.
+        device: "cpu", "cuda", or None for what accelerate finds.
+
+    Raises:
+        NonFiniteLossError: a loss term is not finite; the last checkpoint is kept.
+        CheckpointError: the checkpoint does not belong to this config.
+    """
+    accelerator = Accelerator(cpu=device == "cpu")
+    state = make_state(config, accelerator.device)
+    checkpoint.resume(run, state, config)
+    diffusion = Diffusion(make_schedule(config.network), accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)
+
+    with RunLog(run, first_step=state.step, total=config.steps, enabled=accelerator.is_main_process) as log:
+        since, started = state.step, time.perf_counter()
+        while state.step < config.steps:
+            # Each process draws for the joint batch and keeps its share: the sum is one process's run.
+            joint = config.batch_size * world
+            batch = batch_at(data, state.step, joint, config.seed)[mine]
+            draws = Draws(*(values[mine] for values in draw(config, state.step, joint, accelerator.device)))
+            terms = train_step(config, diffusion, state, to_tensor(batch, accelerator.device), draws, accelerator)
+
+            last = state.step == config.steps
+            if last or state.step % config.log_every == 0 or state.step % config.checkpoint_every == 0:
+                metrics = {name: accelerator.reduce(value, "mean").item() for name, value in terms.items()}
+                _require_finite(metrics, state.step, run)
+                metrics["seconds_per_step"] = (time.perf_counter() - started) / (state.step - since)
+                log.write(state.step, metrics)
+                since, started = state.step, time.perf_counter()
+            if not accelerator.is_main_process:
+                continue
+            if last or state.step % config.sample_every == 0:
+                log.samples(state.step, *render_samples(config, state))
+            if last or state.step % config.checkpoint_every == 0:
+                checkpoint.save(run, state, config)
+    return state
+
+
+def _require_finite(metrics: dict[str, float], step: int, run: Path) -> None:
+    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(bad)} not finite; the last checkpoint in {run} is kept."
+            " Resume with a lower learning rate or a larger gamma"
+        )
+
+
+@torch.no_grad()
+def generate(config: TrainConfig, generator: nn.Module, seeds: NDArray[np.int64]) -> Tensor:
+    """Samples of `generator`, (B, *data_shape): the sampler that the bundle carries."""
+    device = next(generator.parameters()).device
+    noise = draw_noise(config.network, torch.from_numpy(seeds).to(device))
+
+    def call(x_tp1: Tensor, z: Tensor, k: int) -> Tensor:
+        x0_hat: Tensor = generator(x_tp1, z, torch.full((len(x_tp1),), k, device=device))
+        return x0_hat
+
+    samples: Tensor = sample(call, make_schedule(config.network), noise)
+    return samples
+
+
+def to_pixels(samples: Tensor) -> NDArray[np.uint8]:
+    """(B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
+    grey: NDArray[np.uint8] = ((samples + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return grey
+
+
+def render_samples(config: TrainConfig, state: TrainState, count: int = 64) -> tuple[str, bytes]:
+    """(file suffix, contents): a PNG grid of images, or an .npy of points."""
+    if config.network.is_image:
+        return ".png", encode_png(make_grid(to_pixels(generate(config, state.generator_ema, image_seeds(0, count)))))
+    points = generate(config, state.generator_ema, image_seeds(0, 2_000)).cpu().numpy()
+    return ".npy", checkpoint.npy_bytes(points)
