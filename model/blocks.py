@@ -1,5 +1,6 @@
 """Layers shared by the three networks."""
 
+import itertools
 import math
 
 import torch
@@ -32,7 +33,7 @@ class LatentMapping(nn.Module):
     def __init__(self, latent_dim: int, dim: int, depth: int = 3) -> None:
         super().__init__()
         sizes = [latent_dim] + [dim] * depth
-        layers = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(a, b), nn.SiLU()) for a, b in itertools.pairwise(sizes)]
         self.mlp = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -87,9 +88,7 @@ class Trunk(nn.Module):
             return nn.ModuleList(ResBlock(width, width, groups, cond_dim) for _ in range(count))
 
         self.levels = nn.ModuleList(stack(width, blocks_per_level) for width in widths[:-1])
-        self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
         self.middle = stack(widths[-1], middle_blocks)
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -115,7 +114,7 @@ class UNet(nn.Module):
         super().__init__()
         widths, groups, cond_dim = config.widths, config.norm_groups, config.embed_dim
         self.trunk = Trunk(config, in_channels, config.blocks_per_level, config.middle_blocks)
-        fine_to_coarse = list(zip(widths, widths[1:], strict=False))
+        fine_to_coarse = list(itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in reversed(fine_to_coarse))
         self.levels = nn.ModuleList(
             nn.ModuleList(
@@ -145,7 +144,7 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, in_dim: int, out_dim: int) -> None:
         super().__init__()
         sizes = (in_dim, *config.widths)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.styles = nn.ModuleList(nn.Linear(config.embed_dim, b, bias=False) for b in config.widths)
         self.head = nn.Linear(config.widths[-1], out_dim)
 

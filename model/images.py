@@ -65,8 +65,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
-            f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels};"
-            " send a smaller one"
+            f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels}; send a smaller one"
         )
     return image
 
@@ -125,9 +124,7 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = -(-count // columns)
-    grid = np.full(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8
-    )
+    grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, dtype=np.uint8)
     for i in range(rows * columns):
         top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
         grid[top : top + height, left : left + width] = images[i] if i < count else 0

@@ -88,6 +88,4 @@ class Networks(nn.ModuleDict):
     encoder: Encoder
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(
-            {"generator": Generator(config), "energy_net": EnergyNet(config), "encoder": Encoder(config)}
-        )
+        super().__init__({"generator": Generator(config), "energy_net": EnergyNet(config), "encoder": Encoder(config)})

@@ -32,7 +32,11 @@ _NAME = re.compile(r"step-(\d{7})$")
 
 
 def _modules(state: "TrainState") -> dict[str, torch.nn.Module]:
-    return {**dict(state.networks.items()), "generator_ema": state.generator_ema, "energy_net_ema": state.energy_net_ema}
+    return {
+        **dict(state.networks.items()),
+        "generator_ema": state.generator_ema,
+        "energy_net_ema": state.energy_net_ema,
+    }
 
 
 def _optimizers(state: "TrainState") -> dict[str, torch.optim.Optimizer]:

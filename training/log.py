@@ -37,7 +37,9 @@ class RunLog:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.enabled:
             self.progress.stop()
             self.tensorboard.close()
@@ -55,7 +57,9 @@ class RunLog:
             self.progress.update(self.task, completed=step, description=f"gap {gap:.2f}")
         else:
             left = (self.total - step) * seconds / 60
-            print(f"step {step}/{self.total}  gap {gap:.2f}  {seconds:.3f} s/step  {left:.1f} min left", file=sys.stderr)
+            print(
+                f"step {step}/{self.total}  gap {gap:.2f}  {seconds:.3f} s/step  {left:.1f} min left", file=sys.stderr
+            )
 
     def samples(self, step: int, suffix: str, contents: bytes) -> None:
         folder = self.run / "samples"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.diffusion import Diffusion
 from model.errors import NonFiniteLossError
 from model.images import encode_png, make_grid
-from model.networks import Networks
+from model.networks import EnergyNet, Generator, Networks
 from model.noise import image_seeds, random_words
 from model.sampling import draw_noise, sample
 from model.schedule import make_schedule
@@ -56,8 +56,8 @@ class TrainState:
     """All that changes while training."""
 
     networks: Networks
-    generator_ema: nn.Module
-    energy_net_ema: nn.Module
+    generator_ema: Generator
+    energy_net_ema: EnergyNet
     optimizer_generator: torch.optim.Optimizer  # and encoder
     optimizer_energy: torch.optim.Optimizer
     step: int = 0
@@ -95,7 +95,12 @@ def ema_update(average: nn.Module, current: nn.Module, decay: float) -> None:
 
 
 def train_step(
-    config: TrainConfig, diffusion: Diffusion, state: TrainState, x_clean: Tensor, draws: Draws, accelerator: Accelerator
+    config: TrainConfig,
+    diffusion: Diffusion,
+    state: TrainState,
+    x_clean: Tensor,
+    draws: Draws,
+    accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """One update of the energy network, then one of generator and encoder.
 

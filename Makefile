@@ -1,0 +1,48 @@
+# Every target works from a clean clone; the virtual environments are made where they are missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHONSAFEPATH := 1
+
+.PHONY: serve test check fix install train-demo docker-test stress clean
+
+serve: $(VENV)/.serving
+	$(BIN)/ddaebm serve
+
+test: $(VENV)/.everything
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.everything
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(VENV)/.everything
+
+train-demo: $(VENV)/.everything
+	$(BIN)/ddaebm train debug --out runs/debug
+	$(BIN)/ddaebm export runs/debug --out runs/debug-bundle
+
+docker-test:
+	docker/test.sh
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Serving needs no torch: seconds to install, under 250 MB.
+$(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
+	test -e $(VENV)/.everything || $(BIN)/pip install --quiet -c constraints.txt -e '.[cpu]'
+	touch $@
+
+$(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,dev]'
+	touch $@

@@ -1,0 +1,196 @@
+"""A bundle: a folder with one trained model, everything it needs to be served, and a manifest of hashes.
+
+This module alone knows the disk format. A bundle is data, never code: JSON, ONNX, safetensors, and
+numpy arrays that are loaded without pickle.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.errors import (
+    BundleError,
+    BundleHashError,
+    BundleMissingFileError,
+    BundlePathError,
+    BundleVersionError,
+    ConfigError,
+)
+from model.images import Contract
+from model.scoring import Scorer
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+SHIPPED = Path(__file__).parent / "bundles"
+_REQUIRED = ("sampler.onnx", "generator.onnx", "energy.onnx", "calibration.npz")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle: every file is the one that its manifest names.
+
+    `digest` is the sha256 of the manifest, and so of everything in the bundle.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    config: ModelConfig
+    contract: Contract
+    scorer: Scorer
+    training: Mapping[str, Any]  # recipe, steps and the like, for people
+    splits: Mapping[str, Any]  # size and digest of each part of the training data
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+def write_bundle(
+    path: Path,
+    name: str,
+    config: ModelConfig,
+    contract: Contract,
+    scorer: Scorer,
+    training: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    files: Mapping[str, bytes],
+) -> Bundle:
+    """Write a bundle beside `path`, read it back, and only then move it into place.
+
+    Raises:
+        BundleError: `path` holds something that is not a bundle, or the result cannot be read back.
+    """
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle; give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for file, contents in files.items():
+        (beside / file).write_bytes(contents)
+    with (beside / "calibration.npz").open("wb") as handle:
+        np.savez_compressed(handle, allow_pickle=False, **dataclasses.asdict(scorer))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "model": config.to_dict(),
+        "preprocessing": dataclasses.asdict(contract),
+        "training": dict(training),
+        "splits": dict(splits),
+        "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
+        "files": {file.name: _sha256(file) for file in sorted(beside.iterdir())},
+    }
+    (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for file in beside.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    load_bundle(beside)
+    _replace_folder(beside, path)
+    return load_bundle(path)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """A folder cannot be renamed over a full one, so the old one steps aside first."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle in folder `path`.
+
+    Raises:
+        BundleMissingFileError: no manifest, or a file it names is not there.
+        BundleVersionError: written by a later release.
+        BundlePathError: the manifest names something outside the folder, or not a plain file.
+        BundleHashError: a file is not the one that the manifest names.
+        BundleError: the manifest or the calibration cannot be read.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise BundleMissingFileError(f"{path}: no {MANIFEST}; is it a folder made by `ddaebm export`?")
+    raw = manifest_path.read_bytes()
+    try:
+        manifest = json.loads(raw)
+        version = manifest["format_version"]
+        files = manifest["files"]
+        if not isinstance(version, int) or not isinstance(files, dict):
+            raise TypeError("format_version must be a whole number and files an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{manifest_path}: not a bundle manifest ({error!r})") from error
+    if version != FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{path}: bundle format {version}, this release reads {FORMAT_VERSION};"
+            " upgrade ddaebm or export the bundle again"
+        )
+    for name, expected in files.items():
+        _verify(path, name, expected)
+    if missing := [name for name in _REQUIRED if name not in files]:
+        raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
+    try:
+        return Bundle(
+            path=path,
+            name=manifest["name"],
+            digest=hashlib.sha256(raw).hexdigest(),
+            config=ModelConfig.from_dict(manifest["model"]),
+            contract=Contract(**manifest["preprocessing"]),
+            scorer=_load_scorer(path / "calibration.npz"),
+            training=manifest["training"],
+            splits=manifest["splits"],
+        )
+    except (ConfigError, KeyError, TypeError, ValueError, OSError) as error:
+        raise BundleError(f"{path}: the manifest cannot be used ({error})") from error
+
+
+def find_bundle(name_or_path: str) -> Path:
+    """A shipped bundle by name, or a folder by path.
+
+    Raises:
+        BundleMissingFileError: neither; the message lists what is shipped.
+    """
+    for candidate in (SHIPPED / name_or_path, Path(name_or_path)):
+        if (candidate / MANIFEST).is_file():
+            return candidate
+    shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())) if SHIPPED.is_dir() else "none"
+    raise BundleMissingFileError(
+        f"no bundle {name_or_path!r}: neither shipped ({shipped}) nor a folder with a {MANIFEST}"
+    )
+
+
+def _verify(path: Path, name: str, expected: object) -> None:
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise BundlePathError(f"{path}: the manifest names {name!r}, which is outside the bundle's folder")
+    file = path / name
+    try:
+        mode = file.lstat().st_mode
+    except OSError as error:
+        raise BundleMissingFileError(f"{path}: {name} is missing; copy the bundle again") from error
+    if not stat.S_ISREG(mode):
+        raise BundlePathError(f"{path}: {name} is not a plain file")
+    if _sha256(file) != expected:
+        raise BundleHashError(
+            f"{path}: {name} is not the file that {MANIFEST} names (sha256 differs); copy the bundle again"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _load_scorer(file: Path) -> Scorer:
+    with np.load(file, allow_pickle=False) as arrays:
+        return Scorer(**{field.name: arrays[field.name] for field in dataclasses.fields(Scorer)})

@@ -1,0 +1,118 @@
+"""From level statistics to one OOD score, and from the score to a p-value with a guarantee.
+
+The score is a Mahalanobis distance over the energies and hidden features of all levels. It is fitted on
+the reference part of the held-out data and calibrated on the calibration part, which nothing else sees.
+Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ConfigError
+
+Floats = NDArray[np.float64]
+
+
+def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
+    """Energies (B, T) and features (B, T, F) -> one row (B, T + T·F) an image.
+
+    The logarithm brings the energies, sums over pixels with a long right tail, near a Gaussian.
+    """
+    log_energies = np.log(np.maximum(energies, 1e-12).astype(np.float64))
+    return np.concatenate([log_energies, features.reshape(len(features), -1)], axis=1, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """S(row) = ‖whitening·(row - mean)‖², calibrated by the sorted scores of held-out images."""
+
+    mean: Floats  # (D,)
+    whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
+    calibration_scores: Floats  # (n,), ascending
+
+    def ood_score(self, rows: Floats) -> Floats:
+        """High means out of distribution; (B,), unitless."""
+        return squared_distance(rows, self.mean, self.whitening)
+
+    def p_value(self, scores: Floats) -> Floats:
+        """p = (1 + #{S_i >= S}) / (n + 1), so that P(p <= alpha) <= alpha for an image like the calibration's.
+
+        Ties count against the alarm.
+        """
+        n = len(self.calibration_scores)
+        below = np.searchsorted(self.calibration_scores, scores, side="left")
+        p: Floats = (1 + n - below) / (n + 1)
+        return p
+
+    @property
+    def smallest_p(self) -> float:
+        """1/(n+1): an alpha below it can never raise an alarm."""
+        return 1 / (len(self.calibration_scores) + 1)
+
+
+def fit_scorer(reference: Floats, calibration: Floats) -> Scorer:
+    """Fit on `reference` rows (m, D), calibrate on disjoint `calibration` rows (n, D).
+
+    The covariance is shrunk towards the diagonal by the oracle-approximating weight (Chen, Wiesel,
+    Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23), on standardised
+    rows, where the diagonal is the identity that the formula speaks of.
+
+    Raises:
+        ConfigError: fewer than two reference rows, or no calibration rows.
+    """
+    if len(reference) < 2 or not len(calibration):
+        raise ConfigError(f"cannot calibrate with {len(reference)} reference and {len(calibration)} calibration images")
+    mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
+    standard = (reference - mean) / std
+    covariance = standard.T @ standard / len(standard)
+    shrinkage = _oas_weight(covariance, len(standard))
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(mean))
+    # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std
+    return Scorer(mean, whitening, np.sort(squared_distance(calibration, mean, whitening)))
+
+
+def _oas_weight(covariance: Floats, count: int) -> float:
+    dim = len(covariance)
+    trace_of_square, square_of_trace = (covariance**2).sum(), np.trace(covariance) ** 2
+    numerator = (1 - 2 / dim) * trace_of_square + square_of_trace
+    denominator = (count + 1 - 2 / dim) * (trace_of_square - square_of_trace / dim)
+    return float(min(1.0, numerator / denominator)) if denominator > 0 else 1.0
+
+
+def squared_distance(rows: Floats, mean: Floats, whitening: Floats) -> Floats:
+    distance: Floats = (((rows - mean) @ whitening.T) ** 2).sum(1)
+    return distance
+
+
+def false_alarm_interval(alpha: float, n: int, confidence: float = 0.99) -> tuple[float, float]:
+    """Where the realised false-alarm rate of one calibration set of n lies with `confidence`.
+
+    It is Beta(j, n + 1 - j) with j = floor(alpha·(n + 1)) (Bates et al. 2023, section 2.2).
+
+    Raises:
+        ConfigError: alpha is below the smallest p-value, so that no alarm is possible.
+    """
+    j = math.floor(alpha * (n + 1))
+    if j < 1:
+        raise ConfigError(
+            f"alpha = {alpha} can never fire: the smallest p-value of {n} calibration images is {1 / (n + 1):.3g}"
+        )
+    tail = (1 - confidence) / 2
+    return _beta_quantile(tail, j, n + 1 - j), _beta_quantile(1 - tail, j, n + 1 - j)
+
+
+def _beta_quantile(q: float, a: int, b: int) -> float:
+    """Quantile of Beta(a, b) for whole a, b: P(Beta(a, b) <= x) = P(Binomial(a + b - 1, x) >= a), bisected."""
+    n = a + b - 1
+    counts = np.arange(a, n + 1)
+    log_choose = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in counts])
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        x = (low + high) / 2
+        cdf = np.exp(log_choose + counts * math.log(x) + (n - counts) * math.log1p(-x)).sum()
+        low, high = (x, high) if cdf < q else (low, x)
+    return (low + high) / 2

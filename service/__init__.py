@@ -1,0 +1,1 @@
+"""The HTTP service. Imports `model`; never `training`, never torch."""

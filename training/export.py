@@ -1,0 +1,207 @@
+"""A checkpoint's EMA networks -> a calibrated bundle: ONNX graphs, a parity gate, p-values, a model card."""
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from model.bundle import Bundle, write_bundle
+from model.config import ModelConfig
+from model.errors import CheckpointError, ParityError
+from model.images import encode_png, make_grid, to_unit
+from model.networks import EnergyNet, Generator
+from model.noise import image_seeds
+from model.runtime import make_session, run_sampler
+from model.sampling import Noise, draw_noise, sample
+from model.schedule import make_schedule
+from model.scoring import fit_scorer, statistics
+from training import checkpoint
+from training.card import model_card
+from training.config import TrainConfig
+from training.data import contract, load_data, split
+from training.trainer import TrainState, make_state
+
+MAX_PARITY_ERROR = 1e-3
+BATCH = 250  # images a call while calibrating
+
+
+class SamplerGraph(nn.Module):
+    """The whole reverse loop: noise -> uint8 images (B, H, W, C)."""
+
+    def __init__(self, generator: Generator, config: ModelConfig) -> None:
+        super().__init__()
+        self.generator = generator
+        self.schedule = make_schedule(config)
+
+    def unrounded(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        # One k for the whole batch, so that its embedding folds into constants.
+        return sample(
+            lambda x_tp1, z, k: self.generator(x_tp1, z, torch.tensor([k])), self.schedule, Noise(x_T, z, noise)
+        )
+
+    def forward(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        x_0 = self.unrounded(x_T, z, noise)
+        return ((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class EnergyGraph(nn.Module):
+    """uint8 images (B, H, W, C) -> noiseless energies (B, T), energy map (B, T, H, W), features (B, T, F)."""
+
+    scales: Tensor
+
+    def __init__(self, energy_net: EnergyNet, config: ModelConfig) -> None:
+        super().__init__()
+        self.energy_net = energy_net
+        self.num_steps = config.num_steps
+        scales = torch.as_tensor(make_schedule(config).alpha_bar[:-1] ** 0.5, dtype=torch.float32)
+        self.register_buffer("scales", scales)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_clean = to_unit(images.permute(0, 3, 1, 2).float())
+        x_t = (x_clean[:, None] * self.scales[:, None, None, None]).flatten(0, 1)  # (B·T, C, H, W)
+        k = torch.arange(self.num_steps).repeat(images.shape[0])
+        levels = self.energy_net.levels(x_t, k)
+        energies, energy_map, features = (part.unflatten(0, (-1, self.num_steps)) for part in levels)
+        return energies, energy_map, features
+
+
+class Graph(NamedTuple):
+    """One ONNX file: what to trace, and the names of what goes in and out."""
+
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet, batch: int) -> dict[str, Graph]:
+    """The bundle's three graphs by file name, with random examples of `batch`."""
+    noise = draw_noise(config, torch.arange(batch))
+    channels, height, width = config.data_shape
+    images = torch.randint(256, (batch, height, width, channels), dtype=torch.uint8)
+    return {
+        "sampler.onnx": Graph(SamplerGraph(generator, config), tuple(noise), Noise._fields, ("images",)),
+        "generator.onnx": Graph(generator, (noise.x_T, noise.z[:, 0], torch.arange(batch) % config.num_steps),
+                                ("x_tp1", "z", "k"), ("x0_hat",)),
+        "energy.onnx": Graph(EnergyGraph(energy_net, config), (images,), ("images",),
+                             ("energies", "energy_map", "features")),
+    }  # fmt: skip
+
+
+def to_onnx(graph: Graph) -> bytes:
+    """Trace to ONNX with a free batch size."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            graph.module, graph.example, dynamo=True, verbose=False,
+            input_names=list(graph.inputs), output_names=list(graph.outputs),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in graph.example),
+        )  # fmt: skip
+    assert program is not None
+    for node in program.model.graph:  # traces of source files say nothing to who loads the graph
+        node.metadata_props.clear()
+    program.model.graph.metadata_props.clear()
+    buffer = io.BytesIO()
+    program.save(buffer)
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def parity(graph: Graph, session: ort.InferenceSession) -> float:
+    """Largest relative error ‖onnx - torch‖/‖torch‖ over the outputs, on the graph's example.
+
+    A NaN on either side is infinite error.
+    """
+    expected = graph.module(*graph.example)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    feeds = {name: value.numpy() for name, value in zip(graph.inputs, graph.example, strict=True)}
+    worst = 0.0
+    for actual, wanted in zip(session.run(list(graph.outputs), feeds), expected, strict=True):
+        wanted = wanted.double().numpy()
+        error = np.linalg.norm(actual.astype(np.float64) - wanted) / max(np.linalg.norm(wanted), 1e-12)
+        worst = max(worst, float(error) if np.isfinite(error) else float("inf"))
+    return worst
+
+
+def require_parity(errors: Mapping[str, float]) -> None:
+    """Raises ParityError where a graph is further than `MAX_PARITY_ERROR` from its network."""
+    if bad := {name: error for name, error in errors.items() if not error <= MAX_PARITY_ERROR}:
+        worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
+        raise ParityError(f"not exported: relative error above {MAX_PARITY_ERROR:g} between ONNX and torch: {worst}")
+
+
+def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
+    """Config and newest checkpoint of a run folder, on the CPU.
+
+    Raises:
+        CheckpointError: no checkpoint yet, or unreadable.
+    """
+    config = checkpoint.read_config(run)
+    found = checkpoint.list_checkpoints(run)
+    if not found:
+        raise CheckpointError(f"{run}: no checkpoint yet; train at least to step {config.checkpoint_every}")
+    state = make_state(config)
+    checkpoint.load(found[-1], state, config)
+    state.generator_ema.eval()
+    state.energy_net_ema.eval()
+    return config, state
+
+
+def export(run: Path, out: Path, name: str | None = None, data: str | None = None) -> tuple[Bundle, dict[str, float]]:
+    """Make a calibrated bundle of the newest checkpoint of `run` in folder `out`.
+
+    Args:
+        data: where the training data is now, if it has moved.
+
+    Returns:
+        The bundle, read back, and the parity error of each graph.
+
+    Raises:
+        ParityError: a graph does not compute what its network computes; nothing is written.
+        CheckpointError, DataError, BundleError: as they say.
+    """
+    config, state = load_run(run)
+    network = config.network
+    if not network.is_image:
+        raise CheckpointError(f"{run}: a model of points has no bundle; only images are served")
+    splits = split(load_data(data or config.data, network))
+    nets = state.generator_ema, state.energy_net_ema
+    files = {file: to_onnx(graph) for file, graph in make_graphs(network, *nets, batch=3).items()}
+    sessions = {file: make_session(contents) for file, contents in files.items()}
+    # Another batch size than the traced one, or a size frozen by tracing would go unseen.
+    errors = {file: parity(graph, sessions[file]) for file, graph in make_graphs(network, *nets, batch=5).items()}
+    require_parity(errors)
+
+    files["generator.safetensors"] = safetensors_bytes(state.generator_ema.state_dict())
+    files["energy_net.safetensors"] = safetensors_bytes(state.energy_net_ema.state_dict())
+    scorer = fit_scorer(*(level_rows(sessions["energy.onnx"], part) for part in (splits.reference, splits.calibration)))
+    grid = make_grid(run_sampler(sessions["sampler.onnx"], network, image_seeds(1, 64)))
+    files["samples.png"] = encode_png(grid)
+    training = training_summary(config, state.step)
+    name = name or config.recipe
+    files["README.md"] = model_card(name, training, splits.digests(), scorer).encode()
+    bundle = write_bundle(out, name, network, contract(network), scorer, training, splits.digests(), files)
+    return bundle, errors
+
+
+def training_summary(config: TrainConfig, step: int) -> dict[str, Any]:
+    """What the manifest says of the training: every setting but the place of the data on a disk."""
+    settings = {key: value for key, value in config.to_dict().items() if key not in ("network", "data")}
+    return {**settings, "trained_steps": step, "torch": torch.__version__}
+
+
+def level_rows(session: ort.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Rows of `model.scoring.statistics` for many images, in batches."""
+    batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+    rows = [statistics(*session.run(["energies", "features"], {"images": batch})) for batch in batches]
+    return np.concatenate(rows)
