@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,7 @@ class Trunk(nn.Module):
         h = self.stem(self.fold(x))
         skips = []
         for level, down in zip(self.levels, self.downs, strict=True):
-            for block in level:  # type: ignore[union-attr]  # a ModuleList
+            for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
             skips.append(h)
             h = down(h)
@@ -133,7 +134,7 @@ class UNet(nn.Module):
         for up, level in zip(self.ups, self.levels, strict=True):
             h = up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips.pop()], 1)
-            for block in level:  # type: ignore[union-attr]  # a ModuleList
+            for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
         return self.unfold(self.head(F.silu(self.norm(h, cond)))), features
 

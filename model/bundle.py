@@ -64,6 +64,7 @@ def write_bundle(
     training: Mapping[str, Any],
     splits: Mapping[str, Any],
     files: Mapping[str, bytes],
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle beside `path`, read it back, and only then move it into place.
 
@@ -76,8 +77,8 @@ def write_bundle(
     beside = path.with_name(f".{path.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
-    for file, contents in files.items():
-        (beside / file).write_bytes(contents)
+    for file_name, contents in files.items():
+        (beside / file_name).write_bytes(contents)
     with (beside / "calibration.npz").open("wb") as handle:
         np.savez_compressed(handle, allow_pickle=False, **dataclasses.asdict(scorer))
     manifest = {
@@ -87,6 +88,7 @@ def write_bundle(
         "preprocessing": dataclasses.asdict(contract),
         "training": dict(training),
         "splits": dict(splits),
+        "evaluation": evaluation,
         "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
         "files": {file.name: _sha256(file) for file in sorted(beside.iterdir())},
     }

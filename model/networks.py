@@ -64,6 +64,7 @@ class Encoder(nn.Module):
         self.is_image = config.is_image
         self.embed = StepEmbedding(config.num_steps, config.embed_dim)
         self.backbone: nn.Module
+        self.head: nn.Module
         if config.is_image:
             # The contracting half is enough to name a latent, and one block a level trains as well.
             self.backbone = Trunk(config, 2 * channels, blocks_per_level=1, middle_blocks=1)

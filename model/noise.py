@@ -67,7 +67,8 @@ def random_words(seed: int, count: int) -> NDArray[np.int64]:
     index = np.arange(count, dtype=np.int64)
     key = np.full_like(index, seed)
     high, low, _, _ = philox(index, index * 0 + _SEED_STREAM, index * 0, index * 0, key & _MASK, key >> 32)
-    return ((high << 32) | low) & MAX_SEED
+    words: NDArray[np.int64] = ((high << 32) | low) & MAX_SEED
+    return words
 
 
 def image_seeds(seed: int, count: int) -> NDArray[np.int64]:

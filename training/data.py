@@ -38,7 +38,7 @@ class Splits:
         """Size and sha256 of the bytes of each part, in its fixed order."""
         parts = {name: getattr(self, name) for name in ("train", "reference", "choice", "calibration")}
         return {
-            name: {"count": len(part), "sha256": hashlib.sha256(np.ascontiguousarray(part)).hexdigest()}
+            name: {"count": len(part), "sha256": hashlib.sha256(part.tobytes()).hexdigest()}
             for name, part in parts.items()
         }
 
@@ -91,6 +91,11 @@ def to_tensor(data: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     return scaled.contiguous()
 
 
+def to_pixels(samples: Tensor) -> Tensor:
+    """The way back: float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
+    return ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
 def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArray[Any]:
     """The batch of `step`: epochs of fixed random orders, last partial batch left out.
 
@@ -132,7 +137,8 @@ def made_shapes(config: ModelConfig, count: int = 3_000) -> NDArray[np.uint8]:
     dx, dy = np.abs(x - cx), np.abs(y - cy)
     distance = np.where(rng.random((count, 1, 1)) < 0.5, np.hypot(dx, dy), np.maximum(dx, dy))
     level = rng.uniform(128, 255, (count, 1, 1, channels))
-    return ((distance < radius)[..., None] * level).astype(np.uint8)
+    images: NDArray[np.uint8] = ((distance < radius)[..., None] * level).astype(np.uint8)
+    return images
 
 
 def made_25_gaussians(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:

@@ -1,7 +1,8 @@
 """A checkpoint's EMA networks -> a calibrated bundle: ONNX graphs, a parity gate, p-values, a model card."""
 
-import io
+import json
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,18 +21,19 @@ from model.errors import CheckpointError, ParityError
 from model.images import encode_png, make_grid, to_unit
 from model.networks import EnergyNet, Generator
 from model.noise import image_seeds
+from model.readers import read_images
 from model.runtime import make_session, run_sampler
 from model.sampling import Noise, draw_noise, sample
 from model.schedule import make_schedule
-from model.scoring import fit_scorer, statistics
+from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
-from training.config import TrainConfig
-from training.data import contract, load_data, split
+from training.config import TrainConfig, make_config
+from training.data import MADE, contract, load_data, split, to_pixels
+from training.evaluate import level_rows, ood_report
 from training.trainer import TrainState, make_state
 
 MAX_PARITY_ERROR = 1e-3
-BATCH = 250  # images a call while calibrating
 
 
 class SamplerGraph(nn.Module):
@@ -42,15 +44,12 @@ class SamplerGraph(nn.Module):
         self.generator = generator
         self.schedule = make_schedule(config)
 
-    def unrounded(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        # One k for the whole batch, so that its embedding folds into constants.
-        return sample(
-            lambda x_tp1, z, k: self.generator(x_tp1, z, torch.tensor([k])), self.schedule, Noise(x_T, z, noise)
-        )
-
     def forward(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        x_0 = self.unrounded(x_T, z, noise)
-        return ((x_0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        def call(x_tp1: Tensor, z: Tensor, k: int) -> Tensor:
+            x0_hat: Tensor = self.generator(x_tp1, z, torch.tensor([k]))  # one k: its embedding folds into constants
+            return x0_hat
+
+        return to_pixels(sample(call, self.schedule, Noise(x_T, z, noise)))
 
 
 class EnergyGraph(nn.Module):
@@ -70,7 +69,7 @@ class EnergyGraph(nn.Module):
         x_t = (x_clean[:, None] * self.scales[:, None, None, None]).flatten(0, 1)  # (B·T, C, H, W)
         k = torch.arange(self.num_steps).repeat(images.shape[0])
         levels = self.energy_net.levels(x_t, k)
-        energies, energy_map, features = (part.unflatten(0, (-1, self.num_steps)) for part in levels)
+        energies, energy_map, features = (part.reshape(-1, self.num_steps, *part.shape[1:]) for part in levels)
         return energies, energy_map, features
 
 
@@ -111,9 +110,8 @@ def to_onnx(graph: Graph) -> bytes:
     for node in program.model.graph:  # traces of source files say nothing to who loads the graph
         node.metadata_props.clear()
     program.model.graph.metadata_props.clear()
-    buffer = io.BytesIO()
-    program.save(buffer)
-    return buffer.getvalue()
+    contents: bytes = program.model_proto.SerializeToString()
+    return contents
 
 
 @torch.no_grad()
@@ -127,10 +125,13 @@ def parity(graph: Graph, session: ort.InferenceSession) -> float:
     feeds = {name: value.numpy() for name, value in zip(graph.inputs, graph.example, strict=True)}
     worst = 0.0
     for actual, wanted in zip(session.run(list(graph.outputs), feeds), expected, strict=True):
-        wanted = wanted.double().numpy()
-        error = np.linalg.norm(actual.astype(np.float64) - wanted) / max(np.linalg.norm(wanted), 1e-12)
-        worst = max(worst, float(error) if np.isfinite(error) else float("inf"))
+        error = relative_error(actual.astype(np.float64), wanted.double().numpy())
+        worst = max(worst, error if math.isfinite(error) else math.inf)
     return worst
+
+
+def relative_error(actual: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(actual - wanted)) / max(float(np.linalg.norm(wanted)), 1e-12)
 
 
 def require_parity(errors: Mapping[str, float]) -> None:
@@ -157,11 +158,20 @@ def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
     return config, state
 
 
-def export(run: Path, out: Path, name: str | None = None, data: str | None = None) -> tuple[Bundle, dict[str, float]]:
+def export(
+    run: Path,
+    out: Path,
+    name: str | None = None,
+    data: str | None = None,
+    test: Path | None = None,
+    ood: Mapping[str, Path] | None = None,
+) -> tuple[Bundle, dict[str, float]]:
     """Make a calibrated bundle of the newest checkpoint of `run` in folder `out`.
 
     Args:
         data: where the training data is now, if it has moved.
+        test: in-distribution images that were not trained on, and
+        ood: other images by name; with both, the model card tells how well they are told apart.
 
     Returns:
         The bundle, read back, and the parity error of each graph.
@@ -175,23 +185,41 @@ def export(run: Path, out: Path, name: str | None = None, data: str | None = Non
     if not network.is_image:
         raise CheckpointError(f"{run}: a model of points has no bundle; only images are served")
     splits = split(load_data(data or config.data, network))
+    files, errors = make_files(config, state)
+    energy = make_session(files["energy.onnx"])
+    scorer = fit_scorer(level_rows(energy, splits.reference), level_rows(energy, splits.calibration))
+
+    training = training_summary(config, state.step)
+    digests = splits.digests()
+    report = None
+    if test:
+        wanted = contract(network)
+        others = {label: read_images(path, wanted) for label, path in (ood or {}).items()}
+        report = ood_report(energy, scorer, network.num_steps, read_images(test, wanted), others)
+    name = name or config.recipe
+    card = model_card(name, train_command(config), training, digests, scorer, report)
+    files["README.md"] = card.encode()
+    bundle = write_bundle(out, name, network, contract(network), scorer, training, digests, files, report)
+    return bundle, errors
+
+
+def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes], dict[str, float]]:
+    """Graphs, weights and a picture of the EMA networks, and the parity error of each graph.
+
+    Raises:
+        ParityError: a graph does not compute what its network computes.
+    """
+    network = config.network
     nets = state.generator_ema, state.energy_net_ema
     files = {file: to_onnx(graph) for file, graph in make_graphs(network, *nets, batch=3).items()}
     sessions = {file: make_session(contents) for file, contents in files.items()}
     # Another batch size than the traced one, or a size frozen by tracing would go unseen.
     errors = {file: parity(graph, sessions[file]) for file, graph in make_graphs(network, *nets, batch=5).items()}
     require_parity(errors)
-
     files["generator.safetensors"] = safetensors_bytes(state.generator_ema.state_dict())
     files["energy_net.safetensors"] = safetensors_bytes(state.energy_net_ema.state_dict())
-    scorer = fit_scorer(*(level_rows(sessions["energy.onnx"], part) for part in (splits.reference, splits.calibration)))
-    grid = make_grid(run_sampler(sessions["sampler.onnx"], network, image_seeds(1, 64)))
-    files["samples.png"] = encode_png(grid)
-    training = training_summary(config, state.step)
-    name = name or config.recipe
-    files["README.md"] = model_card(name, training, splits.digests(), scorer).encode()
-    bundle = write_bundle(out, name, network, contract(network), scorer, training, splits.digests(), files)
-    return bundle, errors
+    files["samples.png"] = encode_png(make_grid(run_sampler(sessions["sampler.onnx"], network, image_seeds(1, 64))))
+    return files, errors
 
 
 def training_summary(config: TrainConfig, step: int) -> dict[str, Any]:
@@ -200,8 +228,14 @@ def training_summary(config: TrainConfig, step: int) -> dict[str, Any]:
     return {**settings, "trained_steps": step, "torch": torch.__version__}
 
 
-def level_rows(session: ort.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Rows of `model.scoring.statistics` for many images, in batches."""
-    batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
-    rows = [statistics(*session.run(["energies", "features"], {"images": batch})) for batch in batches]
-    return np.concatenate(rows)
+def train_command(config: TrainConfig) -> str:
+    """The command that trains `config`: its recipe, and what of it was overridden."""
+    recipe = make_config(config.recipe).to_dict()
+    changed = {key: value for key, value in config.to_dict().items() if value != recipe[key] and key != "data"}
+    words = ["ddaebm train", config.recipe, "--data PATH" if config.data not in MADE else "", "--out RUN"]
+    for key, value in changed.items():
+        if isinstance(value, dict):
+            words += [f"--set network.{k}={json.dumps(v)}" for k, v in value.items() if v != recipe[key][k]]
+        else:
+            words.append(f"--set {key}={json.dumps(value)}")
+    return " ".join(word for word in words if word)

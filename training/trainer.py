@@ -27,7 +27,7 @@ from model.sampling import draw_noise, sample
 from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
-from training.data import batch_at, to_tensor
+from training.data import batch_at, to_pixels, to_tensor
 from training.log import RunLog
 from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl
 
@@ -164,13 +164,13 @@ def _update(
     optimizer.step()
 
 
-def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str | None = None) -> TrainState:
+def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
     """Train to `config.steps`, resuming from the newest checkpoint of `run` where there is one.
 
     Args:
         data: the training part alone, uint8 (N, H, W, C) or float32 (N, D).
         run: folder of checkpoints, metrics.jsonl, TensorBoard events and sample grids.
-        device: "cpu", "cuda", or None for what accelerate finds.
+        device: "cpu", "cuda", or "auto" for what accelerate finds.
 
     Raises:
         NonFiniteLossError: a loss term is not finite; the last checkpoint is kept.
@@ -230,15 +230,11 @@ def generate(config: TrainConfig, generator: nn.Module, seeds: NDArray[np.int64]
     return samples
 
 
-def to_pixels(samples: Tensor) -> NDArray[np.uint8]:
-    """(B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
-    grey: NDArray[np.uint8] = ((samples + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-    return grey
-
-
 def render_samples(config: TrainConfig, state: TrainState, count: int = 64) -> tuple[str, bytes]:
     """(file suffix, contents): a PNG grid of images, or an .npy of points."""
     if config.network.is_image:
-        return ".png", encode_png(make_grid(to_pixels(generate(config, state.generator_ema, image_seeds(0, count)))))
+        return ".png", encode_png(
+            make_grid(to_pixels(generate(config, state.generator_ema, image_seeds(0, count))).cpu().numpy())
+        )
     points = generate(config, state.generator_ema, image_seeds(0, 2_000)).cpu().numpy()
     return ".npy", checkpoint.npy_bytes(points)

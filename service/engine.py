@@ -1,0 +1,62 @@
+"""What computes: a protocol that the service is written against, and its ONNX Runtime form."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Bundle
+from model.images import Contract
+from model.noise import image_seeds
+from model.runtime import BundleRuntime, Scores
+from model.scoring import Scorer
+
+
+class Samples(NamedTuple):
+    images: NDArray[np.uint8]  # (B, H, W, C)
+
+
+class Engine(Protocol):
+    """One model on one device. `sample` and `score` run on the inference thread alone.
+
+    Row i of what they return depends on row i of what they are given, and on nothing else.
+    """
+
+    name: str
+    digest: str
+    backend: str
+    num_steps: int
+    contract: Contract
+    scorer: Scorer
+
+    def sample(self, seeds: NDArray[np.int64]) -> Samples:
+        """One image a seed."""
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Energies, OOD score and p-value of images (B, H, W, C) in the contract's form."""
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run what the first request would otherwise wait for."""
+
+
+class OnnxEngine:
+    """A bundle on ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
+        self.runtime = BundleRuntime(bundle, device, threads)
+        self.name = bundle.name
+        self.digest = bundle.digest
+        self.backend = "onnxruntime-" + ("cuda" if "CUDA" in self.runtime.providers[0] else "cpu")
+        self.num_steps = bundle.config.num_steps
+        self.contract = bundle.contract
+        self.scorer = bundle.scorer
+
+    def sample(self, seeds: NDArray[np.int64]) -> Samples:
+        return Samples(self.runtime.sample(seeds))
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        return self.runtime.score(images)
+
+    def warm_up(self, max_batch: int) -> None:
+        for batch in {1, max_batch}:
+            self.score(self.sample(image_seeds(0, batch)).images)

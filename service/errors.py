@@ -1,0 +1,79 @@
+"""One envelope for every error: RFC 9457 `application/problem+json`.
+
+Beside the standard members there is a top-level `error` string (what clients of the Open Inference
+Protocol read), the request id, and for 422 an `errors` list, field by field.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+CLIENT_GONE = 499  # never sent: there is nobody to send it to; it names the outcome in the metrics
+
+
+class Problem(HTTPException):
+    """An error that a client is told of. `slug` ends its type URN; `detail` says what to do."""
+
+    def __init__(
+        self, status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.slug = slug
+        self.members = members
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "type": f"urn:ddaebm:error:{self.slug}",
+            "title": self.slug.replace("-", " ").capitalize(),
+            "status": self.status_code,
+            "detail": self.detail,
+            **self.members,
+        }
+
+
+def problem_response(problem: Problem, path: str, request_id: str) -> Response:
+    # ASCII, since what a client sent may hold characters that UTF-8 cannot (lone surrogates).
+    body = {**problem.body(), "instance": path, "error": problem.detail, "request_id": request_id}
+    content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
+    return Response(content, problem.status_code, problem.headers, media_type="application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception that a handler may raise with a problem."""
+
+    def respond(request: Request, problem: Problem) -> Response:
+        return problem_response(problem, request.url.path, request.state.request_id)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return respond(request, error if isinstance(error, Problem) else _from_http(error))
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return respond(request, from_validation(error.errors()))
+
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """400 for a body that is no JSON, else 422 with a line a field; what the client sent is not echoed."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Problem(400, "malformed-json", "the request body is not valid JSON")
+    fields = [
+        {"field": ".".join(str(part) for part in error["loc"][1:]) or "body", "message": error["msg"]}
+        for error in errors[:20]
+    ]
+    detail = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
+    return Problem(422, "invalid-request", detail, errors=fields)
+
+
+def _from_http(error: HTTPException) -> Problem:
+    phrase = HTTPStatus(error.status_code).phrase
+    return Problem(error.status_code, phrase.lower().replace(" ", "-"), error.detail or phrase, error.headers)

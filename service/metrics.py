@@ -1,0 +1,44 @@
+"""Prometheus metrics: seconds, bytes, `_total`; labels never hold what a client chose."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_P_VALUES = (0.001, 0.01, 0.05, *(i / 10 for i in range(1, 11)))
+
+
+class Metrics:
+    """All metrics of one app, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "ddaebm_http_requests_total", "HTTP requests.", ["route", "method", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "ddaebm_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.queue_images = Gauge("ddaebm_queue_images", "Images waiting for inference.", registry=registry)
+        self.batch_images = Histogram(
+            "ddaebm_batch_images", "Images in one inference.", ["operation"],
+            buckets=tuple(2**i for i in range(11)), registry=registry,
+        )  # fmt: skip
+        self.inference_seconds = Histogram(
+            "ddaebm_inference_seconds", "Time of one inference.", ["operation"], buckets=_SECONDS, registry=registry
+        )
+        self.sampled = Counter("ddaebm_images_sampled_total", "Images made.", ["model"], registry=registry)
+        self.scored = Counter("ddaebm_images_scored_total", "Images scored.", ["model", "verdict"], registry=registry)
+        self.p_value = Histogram(
+            "ddaebm_ood_p_value",
+            "Conformal p-values of scored images.",
+            ["model"],
+            buckets=_P_VALUES,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "ddaebm_rejected_total", "Requests turned away before inference.", ["reason"], registry=registry
+        )
+        self.model_info = Gauge(
+            "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
+        )

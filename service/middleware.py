@@ -1,0 +1,95 @@
+"""What surrounds every request: its id, its size limit, its metrics, and a last resort for our own faults."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import CLIENT_GONE, Problem, problem_response
+from service.metrics import Metrics
+
+logger = logging.getLogger("ddaebm")
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestMiddleware:
+    """Sets `request.state.request_id` and `.timings` (stage -> seconds, sent as Server-Timing)."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
+        self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["request_id"], state["timings"] = request_id, {}
+        status = CLIENT_GONE
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                out = MutableHeaders(scope=message)
+                out["x-request-id"] = request_id
+                if timings := state["timings"]:
+                    out["server-timing"] = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
+            await send(message)
+
+        try:
+            self._check_length(headers)
+            await self.app(scope, self._limited(receive), send_with_headers)
+        except Problem as problem:  # from _check_length; later ones are answered inside the app
+            response = problem_response(problem, scope["path"], request_id)
+            response.headers["connection"] = "close"  # the body is not read
+            await response(scope, receive, send_with_headers)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status != CLIENT_GONE:  # already under way: only closing the connection can tell
+                raise
+            fault = Problem(500, "internal", "the server failed; its log has the request id")
+            await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if route != "unmatched" else "any"
+            self.metrics.requests.labels(route, method, str(status)).inc()
+            self.metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
+            if status in (413, 429, 503, 504):
+                self.metrics.rejected.labels(_REASONS[status]).inc()
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413, "body-too-large", f"the request body is over {self.max_body_bytes} bytes; send less at once"
+        )
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
+            raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        """Counts what arrives, for bodies that do not say how long they are."""
+        received = 0
+
+        async def limited() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise self._too_large()
+            return message
+
+        return limited
+
+
+_REASONS = {413: "too_large", 429: "queue_full", 503: "not_ready", 504: "deadline"}

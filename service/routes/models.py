@@ -1,0 +1,42 @@
+"""GET /v1/models: what is loaded, and how far its verdicts can be trusted."""
+
+import dataclasses
+
+from fastapi import APIRouter
+
+from model.scoring import false_alarm_interval
+from service.engine import Engine
+from service.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
+from service.state import Shared
+
+router = APIRouter(tags=["models"])
+
+_ALPHAS = (0.01, 0.05, 0.1)
+
+
+def describe(engine: Engine) -> ModelInfo:
+    scorer = engine.scorer
+    size = len(scorer.calibration_scores)
+    intervals = []
+    for alpha in _ALPHAS:
+        if alpha >= scorer.smallest_p:
+            low, high = false_alarm_interval(alpha, size)
+            intervals.append(FalseAlarms(alpha=alpha, low=low, high=high))
+    return ModelInfo(
+        name=engine.name,
+        digest=engine.digest,
+        backend=engine.backend,
+        num_steps=engine.num_steps,
+        preprocessing=Preprocessing(**dataclasses.asdict(engine.contract)),
+        calibration=Calibration(size=size, smallest_p=scorer.smallest_p, false_alarm_intervals=intervals),
+    )
+
+
+@router.get("/v1/models")
+async def list_models(service: Shared) -> ModelList:
+    return ModelList(models=[describe(engine) for engine in service.engines.values()])
+
+
+@router.get("/v1/models/{name}")
+async def get_model(name: str, service: Shared) -> ModelInfo:
+    return describe(service.engine(name))

@@ -1,0 +1,32 @@
+"""Probes for an orchestrator, and the page that Prometheus scrapes."""
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from service.errors import Problem
+from service.schemas import Status
+from service.state import Shared
+
+router = APIRouter(tags=["probes"])
+
+
+@router.get("/livez")
+async def livez(service: Shared) -> Status:
+    """200 while the inference thread lives; after that only a restart helps."""
+    if not service.batcher.alive and not service.draining:
+        raise Problem(503, "not-live", "the inference thread died; restart the service")
+    return Status(status="live")
+
+
+@router.get("/readyz")
+@router.get("/health", include_in_schema=False)
+async def readyz(service: Shared) -> Status:
+    """200 while requests are welcome."""
+    if reason := service.fault():
+        raise Problem(503, "not-ready", reason)
+    return Status(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: Shared) -> Response:
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,109 @@
+"""Request and response types of the HTTP interface."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.noise import MAX_SEED
+
+MAX_SAMPLES = 1024
+
+
+class SampleRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"n": 64, "seed": 1}]})
+
+    n: int = Field(1, ge=1, le=MAX_SAMPLES, description="how many images")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="seed of the first image; the others hash (seed, index). Absent: random"
+    )
+    seeds: list[int] | None = Field(
+        None, min_length=1, max_length=MAX_SAMPLES, description="one seed an image, in place of n and seed"
+    )
+    model: str | None = Field(None, description="name of a loaded model; absent: the first")
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> Self:
+        if self.seeds is not None:
+            if self.model_fields_set & {"n", "seed"}:
+                raise ValueError("give either seeds, or n and seed")
+            if not all(0 <= seed <= MAX_SEED for seed in self.seeds):
+                raise ValueError(f"seeds must lie in 0..{MAX_SEED}")
+        return self
+
+
+class SampledImage(BaseModel):
+    seed: int = Field(description="gives this image alone")
+    image: str = Field(description="base64 PNG")
+
+
+class SampleResponse(BaseModel):
+    model: str
+    digest: str = Field(description="of the bundle; the same digest and seed give the same image")
+    images: list[SampledImage]
+
+
+class ImageProblem(BaseModel):
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class Score(BaseModel):
+    index: int
+    name: str
+    energies: list[float] = Field(description="one a noise level, low on data")
+    ood_score: float = Field(description="high: out of distribution")
+    p_value: float = Field(description="conformal: P(p <= alpha) <= alpha for an in-distribution image")
+    is_ood: bool = Field(description="p_value <= alpha")
+    resized: bool = Field(description="the image had another size than the model takes")
+
+
+class Unreadable(BaseModel):
+    index: int
+    name: str
+    error: ImageProblem
+
+
+class ScoreResponse(BaseModel):
+    model: str
+    digest: str
+    alpha: float
+    calibration_size: int
+    results: list[Score | Unreadable]
+
+
+class Preprocessing(BaseModel):
+    height: int
+    width: int
+    channels: int
+    resize_filter: str
+
+
+class FalseAlarms(BaseModel):
+    alpha: float
+    low: float = Field(description="the realised false-alarm rate lies above this with 99.5 %")
+    high: float
+
+
+class Calibration(BaseModel):
+    size: int
+    smallest_p: float = Field(description="an alpha below it is refused")
+    false_alarm_intervals: list[FalseAlarms] = Field(description="99 % intervals, exact")
+
+
+class ModelInfo(BaseModel):
+    name: str
+    digest: str
+    backend: str
+    num_steps: int
+    preprocessing: Preprocessing
+    calibration: Calibration
+
+
+class ModelList(BaseModel):
+    models: list[ModelInfo]
+
+
+class Status(BaseModel):
+    status: str

@@ -1,0 +1,48 @@
+"""uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Plain uvicorn raises the signal again once it has stopped, and so exits with 143."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+            yield
+            return
+        previous = {sig: signal.signal(sig, self.on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for sig, handler in previous.items():
+                signal.signal(sig, handler)
+
+    def on_signal(self, sig: int, frame: FrameType | None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
+            app.state.service.draining = True
+        self.handle_exit(sig, frame)
+
+
+def serve(app: FastAPI, settings: Settings) -> int:
+    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        server_header=False,
+        timeout_graceful_shutdown=settings.drain_seconds,
+    )
+    server = Server(config)
+    server.run()
+    return 0 if server.started else 1

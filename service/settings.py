@@ -1,0 +1,24 @@
+"""Settings: a flag beats the environment (`DDAEBM_…`), which beats `.env`, which beats the default."""
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="DDAEBM_", env_file=".env", extra="ignore", frozen=True)
+
+    bundle: str = Field("fashion-mnist", description="name of a shipped bundle, or the path of a bundle folder")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: int = Field(8000, ge=0, le=65535)
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where onnxruntime has it")
+    threads: int = Field(0, ge=0, description="threads of one inference; 0 takes one a core")
+    max_batch: int = Field(64, ge=1, description="images in one inference")
+    max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")
+    max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")
+    max_files: int = Field(256, ge=1, description="images of one scoring request")
+    max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one image sent, checked before decoding")
+    max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
+    deadline_seconds: float = Field(30.0, gt=0, description="time a request may take; X-Request-Timeout shortens it")
+    drain_seconds: int = Field(30, ge=1, description="time that work in flight has after SIGTERM")

@@ -1,0 +1,109 @@
+"""What the routes share: the engines, the inference thread, and how a request's work is run on it."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Request
+from numpy.typing import NDArray
+
+from service.batching import Arrays, Batcher, BatcherStoppedError, Operation, QueueFullError
+from service.engine import Engine
+from service.errors import CLIENT_GONE, Problem
+from service.metrics import Metrics
+from service.settings import Settings
+
+
+@dataclass
+class Service:
+    settings: Settings
+    engines: dict[str, Engine]  # by name; the first is the default
+    batcher: Batcher
+    metrics: Metrics
+    draining: bool = False
+
+    def engine(self, name: str | None) -> Engine:
+        """The named engine, or the default one.
+
+        Raises:
+            Problem: 404, naming what is loaded.
+        """
+        if name is None:
+            return next(iter(self.engines.values()))
+        if name not in self.engines:
+            raise Problem(404, "unknown-model", f"no model {name!r}; loaded: {', '.join(self.engines)}")
+        return self.engines[name]
+
+    def fault(self) -> str | None:
+        """Why the service is not ready, or None when it is."""
+        if self.draining:
+            return "draining: the service is shutting down"
+        if not self.batcher.alive:
+            return "the inference thread died; restart the service"
+        return None
+
+    async def run(self, request: Request, operation: Operation, rows: NDArray[Any]) -> Arrays:
+        """Run `rows` on the inference thread, unless the client leaves or its deadline passes first.
+
+        Raises:
+            Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
+        """
+        limit = self.settings.max_queue_images
+        if len(rows) > limit:
+            raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
+        deadline = self._deadline(request)
+        try:
+            job = self.batcher.submit(operation, rows)
+        except QueueFullError as error:
+            wait = {"Retry-After": str(error.retry_after)}
+            detail = f"the queue of {limit} images is full; try again in {error.retry_after} s"
+            raise Problem(429, "queue-full", detail, wait) from error
+        except BatcherStoppedError as error:
+            raise Problem(503, "not-ready", self.fault() or "stopping") from error
+        gone = asyncio.ensure_future(_disconnect(request))
+        try:
+            waiting: set[asyncio.Future[Any]] = {job.future, gone}
+            await asyncio.wait(waiting, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+            if job.future.done():
+                arrays = job.future.result()
+            elif gone.done():
+                raise Problem(CLIENT_GONE, "client-gone", "the client left")
+            else:
+                raise Problem(
+                    504, "deadline", f"not done within {deadline:g} s; ask for less, or try when it is quieter"
+                )
+        except BatcherStoppedError as error:
+            raise Problem(503, "not-ready", self.fault() or "stopping") from error
+        finally:
+            gone.cancel()
+            self.batcher.cancel(job)
+        request.state.timings["queue"] = job.started - job.submitted
+        request.state.timings["infer"] = job.finished - job.started
+        return arrays
+
+    def _deadline(self, request: Request) -> float:
+        limit = self.settings.deadline_seconds
+        header = request.headers.get("x-request-timeout")
+        if header is None:
+            return limit
+        try:
+            wanted = float(header)
+        except ValueError:
+            wanted = math.nan
+        if not wanted > 0:
+            raise Problem(400, "bad-timeout", "X-Request-Timeout must be a positive number of seconds")
+        return min(wanted, limit)
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client has gone; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def get_service(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+Shared = Annotated[Service, Depends(get_service)]

@@ -1,0 +1,35 @@
+"""What several packages' tests share: one short training run and one exported bundle a session.
+
+Torch is imported inside the fixtures alone, so that the tests of serving can show that it is not needed.
+"""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a few steps of the debug recipe. Copy it before changing it."""
+    from training.checkpoint import write_config
+    from training.config import make_config
+    from training.data import load_data, split
+    from training.trainer import train
+
+    config = make_config("debug").override(
+        {"steps": "6", "checkpoint_every": "3", "log_every": "2", "sample_every": "3"}
+    )
+    run = tmp_path_factory.mktemp("debug") / "run"
+    write_config(run, config)
+    train(config, split(load_data(config.data, config.network)).train, run, device="cpu")
+    return run
+
+
+@pytest.fixture(scope="session")
+def debug_bundle(debug_run: Path) -> Path:
+    """Bundle folder exported from `debug_run`. Copy it before changing it."""
+    from training.export import export
+
+    out = debug_run.parent / "bundle"
+    export(debug_run, out)
+    return out

@@ -1,0 +1,59 @@
+"""How well the OOD score tells a data set from others, and whether its false alarms are as promised."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from model.scoring import Scorer, false_alarm_interval, statistics
+
+BATCH = 250
+ALPHAS = (0.01, 0.05, 0.1)
+
+
+def level_rows(energy: ort.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Rows of `model.scoring.statistics` for images (N, H, W, C), a batch at a time."""
+    batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+    return np.concatenate([statistics(*energy.run(["energies", "features"], {"images": b})) for b in batches])
+
+
+def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
+    """Probability that a value of `outside` is above one of `inside`: OOD is the positive class."""
+    labels = np.repeat([0, 1], [len(inside), len(outside)])
+    return float(roc_auc_score(labels, np.concatenate([inside, outside])))
+
+
+def ood_report(
+    energy: ort.InferenceSession,
+    scorer: Scorer,
+    num_steps: int,
+    test: NDArray[np.uint8],
+    ood: Mapping[str, NDArray[np.uint8]],
+) -> dict[str, Any]:
+    """False alarms on `test`, and AUROC and detection rates against each set of `ood`.
+
+    Args:
+        test: in-distribution images that training and calibration never saw, (N, H, W, C).
+    """
+    inside = level_rows(energy, test)
+    inside_p = scorer.p_value(scorer.ood_score(inside))
+    size = len(scorer.calibration_scores)
+    possible = [alpha for alpha in ALPHAS if alpha >= scorer.smallest_p]
+    alarms = []
+    for alpha in possible:
+        low, high = false_alarm_interval(alpha, size)
+        alarms.append({"alpha": alpha, "observed": float((inside_p <= alpha).mean()), "low": low, "high": high})
+    sets = {}
+    for name, images in ood.items():
+        outside = level_rows(energy, images)
+        scores = scorer.ood_score(outside)
+        sets[name] = {
+            "images": len(images),
+            "auroc": auroc(scorer.ood_score(inside), scores),
+            "auroc_of_each_energy": [auroc(inside[:, k], outside[:, k]) for k in range(num_steps)],
+            "detected": {str(alpha): float((scorer.p_value(scores) <= alpha).mean()) for alpha in possible},
+        }
+    return {"test_images": len(test), "false_alarms": alarms, "ood": sets}
