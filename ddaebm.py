@@ -26,7 +26,7 @@ def serve(
 
     from service.settings import Settings
 
-    flags = {"bundle": bundle, "host": host, "port": port}
+    flags: dict[str, Any] = {"bundle": bundle, "host": host, "port": port}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -155,10 +155,9 @@ def score(
     from model.runtime import BundleRuntime
 
     loaded = load_bundle(find_bundle(bundle))
-    if not loaded.scorer.smallest_p <= alpha < 1:
-        raise typer.BadParameter(
-            f"--alpha must lie in [{loaded.scorer.smallest_p:.3g}, 1): a smaller one can never fire"
-        )
+    smallest = loaded.scorer.smallest_p
+    if not smallest <= alpha < 1:
+        raise typer.BadParameter(f"--alpha must lie in [{smallest:.3g}, 1): a smaller one can never fire")
     runtime = BundleRuntime(loaded)
     found = False
     for path in paths:

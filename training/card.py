@@ -44,8 +44,8 @@ The networks saw `train` alone. `reference` standardises the OOD score, `calibra
 - A p-value speaks of images that come to it as the training images came: p ≤ alpha has probability at most
   alpha for such an image, on average over calibration sets. It promises nothing about which strange images
   are caught.
-- The smallest possible p-value is {scorer.smallest_p:.3g} ({len(scorer.calibration_scores)} calibration images); a smaller
-  alpha is refused.
+- The smallest possible p-value is {scorer.smallest_p:.3g} ({len(scorer.calibration_scores)} calibration
+  images); a smaller alpha is refused.
 - Images of another size or colour mode are converted first, and the conversion itself can look unusual.
 """
 
