@@ -10,7 +10,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-disable_created_metrics()  # a series of timestamps for each counter, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series of timestamps for each counter, which nobody reads
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _P_VALUES = (0.001, 0.01, 0.05, *(i / 10 for i in range(1, 11)))
