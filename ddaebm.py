@@ -123,6 +123,7 @@ def sample(
     import numpy as np
 
     from model.bundle import find_bundle, load_bundle
+    from model.files import encode_npy, write_file
     from model.images import encode_png, make_grid
     from model.noise import image_seeds
     from model.runtime import BundleRuntime
@@ -132,13 +133,7 @@ def sample(
     runtime = BundleRuntime(load_bundle(find_bundle(bundle)))
     seeds = image_seeds(seed, n)
     images = np.concatenate([runtime.sample(seeds[i : i + 64]) for i in range(0, n, 64)])
-    beside = out.with_name(f".{out.name}.partial")
-    with beside.open("wb") as file:
-        if out.suffix == ".png":
-            file.write(encode_png(make_grid(images)))
-        else:
-            np.save(file, images)
-    beside.replace(out)
+    write_file(out, encode_png(make_grid(images)) if out.suffix == ".png" else encode_npy(images))
     print(f"{out}: {n} images, seed {seed}")
 
 

@@ -7,8 +7,6 @@ numpy arrays that are loaded without pickle.
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from model.errors import (
     BundleVersionError,
     ConfigError,
 )
+from model.files import write_folder
 from model.images import Contract
 from model.scoring import Scorer
 
@@ -73,42 +72,25 @@ def write_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(f"{path} exists and is not a bundle; give another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    for file_name, contents in files.items():
-        (beside / file_name).write_bytes(contents)
-    with (beside / "calibration.npz").open("wb") as handle:
-        np.savez_compressed(handle, allow_pickle=False, **dataclasses.asdict(scorer))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "model": config.to_dict(),
-        "preprocessing": dataclasses.asdict(contract),
-        "training": dict(training),
-        "splits": dict(splits),
-        "evaluation": evaluation,
-        "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
-        "files": {file.name: _sha256(file) for file in sorted(beside.iterdir())},
-    }
-    (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    for file in beside.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    load_bundle(beside)
-    _replace_folder(beside, path)
+    with write_folder(path) as beside:
+        for file_name, contents in files.items():
+            (beside / file_name).write_bytes(contents)
+        with (beside / "calibration.npz").open("wb") as handle:
+            np.savez_compressed(handle, allow_pickle=False, **dataclasses.asdict(scorer))
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "model": config.to_dict(),
+            "preprocessing": dataclasses.asdict(contract),
+            "training": dict(training),
+            "splits": dict(splits),
+            "evaluation": evaluation,
+            "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
+            "files": {file.name: _sha256(file) for file in sorted(beside.iterdir())},
+        }
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        load_bundle(beside)
     return load_bundle(path)
-
-
-def _replace_folder(new: Path, path: Path) -> None:
-    """A folder cannot be renamed over a full one, so the old one steps aside first."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_bundle(path: Path) -> Bundle:

@@ -63,8 +63,16 @@ def normals(seeds: Any, count: int, stream: int = 0) -> Any:
 
 
 def random_words(seed: int, count: int) -> NDArray[np.int64]:
-    """`count` uniform integers in 0..MAX_SEED from one seed."""
-    index = np.arange(count, dtype=np.int64)
+    """The first `count` of a seed's uniform integers in 0..MAX_SEED."""
+    return _words(seed, np.arange(count, dtype=np.int64))
+
+
+def random_word(seed: int, index: int) -> int:
+    """One of them by its index, at the same cost for any index."""
+    return int(_words(seed, np.array([index], dtype=np.int64))[0])
+
+
+def _words(seed: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
     key = np.full_like(index, seed)
     high, low, _, _ = philox(index, index * 0 + _SEED_STREAM, index * 0, index * 0, key & _MASK, key >> 32)
     words: NDArray[np.int64] = ((high << 32) | low) & MAX_SEED

@@ -6,22 +6,18 @@ A run folder:
     metrics.jsonl, samples/, tensorboard/
 """
 
-import io
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.errors import CheckpointError
+from model.files import write_file, write_folder
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -43,40 +39,14 @@ def _optimizers(state: "TrainState") -> dict[str, torch.optim.Optimizer]:
     return {"generator": state.optimizer_generator, "energy": state.optimizer_energy}
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file beside `path`, then sync and rename it into place."""
-    beside = path.with_name(f".{path.name}.partial")
-    write(beside)
-    _sync(beside)
-    os.replace(beside, path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
     """Write checkpoints/step-N and drop all but the newest `KEEP`."""
     folder = run / "checkpoints" / f"step-{state.step:07d}"
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # what a killed run left
-    beside.mkdir(parents=True)
-    for name, module in _modules(state).items():
-        save_file(module.state_dict(), beside / f"{name}.safetensors")
-    torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, beside / "optimizers.pt")
-    (beside / "state.json").write_text(json.dumps({"step": state.step, "network": config.network.to_dict()}))
-    for file in beside.iterdir():
-        _sync(file)
-    _sync(beside)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(beside, folder)
-    _sync(folder.parent)
+    with write_folder(folder) as beside:
+        for name, module in _modules(state).items():
+            save_file(module.state_dict(), beside / f"{name}.safetensors")
+        torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, beside / "optimizers.pt")
+        (beside / "state.json").write_text(json.dumps({"step": state.step, "network": config.network.to_dict()}))
     for old in list_checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)
     return folder
@@ -116,7 +86,7 @@ def resume(run: Path, state: "TrainState", config: TrainConfig) -> None:
 
 def write_config(run: Path, config: TrainConfig) -> None:
     run.mkdir(parents=True, exist_ok=True)
-    write_atomic(run / "config.json", lambda path: path.write_text(json.dumps(config.to_dict(), indent=2) + "\n"))
+    write_file(run / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -129,9 +99,3 @@ def read_config(run: Path) -> TrainConfig:
         return TrainConfig.from_dict(json.loads((run / "config.json").read_text()))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run}: no readable config.json; is it a run of `ddaebm train`? ({error})") from error
-
-
-def npy_bytes(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()

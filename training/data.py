@@ -4,6 +4,7 @@ pure function of (seed, step) — so a resumed run sees what the uninterrupted o
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.errors import DataError
 from model.images import Contract, to_unit
-from model.noise import permutation, random_words
+from model.noise import permutation, random_word
 from model.readers import read_images
 
 SPLIT_SEED = 20_240_302  # fixed for ever: changing it moves images between training and calibration
@@ -109,15 +110,9 @@ def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArr
     return data[_epoch_order(len(data), seed, epoch)[place * batch_size : (place + 1) * batch_size]]
 
 
-_last_order: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None
-
-
+@lru_cache(maxsize=1)  # one epoch's order serves hundreds of steps
 def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    global _last_order  # one epoch's order is used for hundreds of steps
-    key = (count, seed, epoch)
-    if _last_order is None or _last_order[0] != key:
-        _last_order = key, permutation(count, int(random_words(seed, epoch + 1)[epoch]))
-    return _last_order[1]
+    return permutation(count, random_word(seed, epoch))
 
 
 def _array_shape(config: ModelConfig) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from training.checkpoint import write_atomic
+from model.files import write_file
 
 
 class RunLog:
@@ -26,7 +26,7 @@ class RunLog:
         path = self.run / "metrics.jsonl"
         self.run.mkdir(parents=True, exist_ok=True)
         kept = _lines_up_to(path, self.first_step)  # a killed run may have logged past its last checkpoint
-        write_atomic(path, lambda beside: beside.write_text("".join(kept)))
+        write_file(path, "".join(kept).encode())
         self.file: IO[str] = path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step + 1)
         self.progress = Progress(
@@ -64,7 +64,7 @@ class RunLog:
     def samples(self, step: int, suffix: str, contents: bytes) -> None:
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"step-{step:07d}{suffix}", lambda path: path.write_bytes(contents))
+        write_file(folder / f"step-{step:07d}{suffix}", contents)
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

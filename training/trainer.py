@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.diffusion import Diffusion
-from model.errors import NonFiniteLossError
+from model.errors import ConfigError, NonFiniteLossError
+from model.files import encode_npy
 from model.images import encode_png, make_grid
 from model.networks import EnergyNet, Generator, Networks
-from model.noise import image_seeds, random_words
+from model.noise import image_seeds, random_word
 from model.sampling import draw_noise, sample
 from model.schedule import make_schedule
 from training import checkpoint
@@ -44,7 +45,7 @@ class Draws(NamedTuple):
 
 
 def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Draws:
-    rng = torch.Generator(device).manual_seed(int(random_words(config.seed, step + 2)[-1]))
+    rng = torch.Generator(device).manual_seed(random_word(config.seed, step + 1))
     shape, latent = (batch, *config.network.data_shape), (batch, config.network.latent_dim)
     k = torch.randint(config.network.num_steps, (batch,), generator=rng, device=device)
     eps = [torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)]
@@ -175,8 +176,11 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     Raises:
         NonFiniteLossError: a loss term is not finite; the last checkpoint is kept.
         CheckpointError: the checkpoint does not belong to this config.
+        ConfigError: there is no such device.
     """
     accelerator = Accelerator(cpu=device == "cpu")
+    if device not in ("auto", accelerator.device.type):
+        raise ConfigError(f"device {device!r} is not to be had here; {accelerator.device.type!r} is")
     state = make_state(config, accelerator.device)
     checkpoint.resume(run, state, config)
     diffusion = Diffusion(make_schedule(config.network), accelerator.device)
@@ -237,4 +241,4 @@ def render_samples(config: TrainConfig, state: TrainState, count: int = 64) -> t
             make_grid(to_pixels(generate(config, state.generator_ema, image_seeds(0, count))).cpu().numpy())
         )
     points = generate(config, state.generator_ema, image_seeds(0, 2_000)).cpu().numpy()
-    return ".npy", checkpoint.npy_bytes(points)
+    return ".npy", encode_npy(points)

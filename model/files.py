@@ -1,0 +1,66 @@
+"""Files that are whole or not there: written beside their place, synced, renamed."""
+
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def write_file(path: Path, contents: bytes) -> None:
+    """Replace `path` by `contents`; a kill leaves the old file or the new one."""
+    beside = _beside(path)
+    beside.write_bytes(contents)
+    _sync(beside)
+    os.replace(beside, path)
+    _sync(path.parent)
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path` when the block ends without an error.
+
+    Folders cannot be exchanged in one step: an old `path` steps aside first, and a kill in that moment
+    leaves it as `.NAME.old`.
+    """
+    beside, old = _beside(path), path.with_name(f".{path.name}.old")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(beside, ignore_errors=True)  # what a killed process left
+    beside.mkdir()
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    for file in beside.iterdir():
+        _sync(file)
+    _sync(beside)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.replace(path, old)
+    os.replace(beside, path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
