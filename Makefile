@@ -39,7 +39,7 @@ $(VENV)/bin/python:
 
 # Serving needs no torch: seconds to install, under 250 MB.
 $(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
-	test -e $(VENV)/.everything || $(BIN)/pip install --quiet -c constraints.txt -e '.[cpu]'
+	test -e $(VENV)/.everything || $(BIN)/pip install --quiet -c constraints.txt --no-compile -e '.[cpu]'
 	touch $@
 
 $(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python

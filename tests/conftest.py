@@ -3,9 +3,14 @@
 Torch is imported inside the fixtures alone, so that the tests of serving can show that it is not needed.
 """
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Torch's threads wait for each other by spinning, which on a busy machine turns milliseconds into
+# seconds; the tests' networks are too small to gain from a second one. Read when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
