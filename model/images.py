@@ -5,7 +5,6 @@ Training, calibration and scoring all come through here, so a pixel means the sa
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +133,3 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 
 def to_unit(pixels: Any) -> Any:
     """uint8 grey levels -> [-1, 1]; numpy or torch, already floating point."""
     return pixels / 127.5 - 1
-
-
-def stack(decoded: Sequence[Decoded]) -> NDArray[np.uint8]:
-    return np.stack([item.pixels for item in decoded])

@@ -4,10 +4,15 @@ Used by the service, the command line, calibration, and export's parity gate, so
 compute the same numbers.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# Official builds report usage to their maker unless told not to before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -18,6 +23,7 @@ from model.sampling import draw_noise
 from model.scoring import statistics
 
 ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
+Session = ort.InferenceSession
 
 
 class LevelStatistics(NamedTuple):
@@ -50,15 +56,13 @@ def choose_providers(device: str, available: Sequence[str] | None = None) -> lis
     return ["CPUExecutionProvider"]
 
 
-def make_session(
-    graph: bytes | str, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
-) -> ort.InferenceSession:
+def make_session(graph: bytes | str, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0) -> Session:
     """A session over one ONNX graph; threads = 0 takes one a physical core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Spinning between batches would burn a core of an idle server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(graph, options, providers=list(providers))
+    return Session(graph, options, providers=list(providers))
 
 
 class BundleRuntime:
@@ -99,7 +103,7 @@ class BundleRuntime:
         return Scores(levels.energies, ood_score, scorer.p_value(ood_score))
 
 
-def run_sampler(session: ort.InferenceSession, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
     outputs: list[Any] = session.run(["images"], draw_noise(config, seeds)._asdict())
     images: NDArray[np.uint8] = outputs[0]
     return images

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
@@ -22,7 +21,7 @@ from model.images import encode_png, make_grid, to_unit
 from model.networks import EnergyNet, Generator
 from model.noise import image_seeds
 from model.readers import read_images
-from model.runtime import make_session, run_sampler
+from model.runtime import Session, make_session, run_sampler
 from model.sampling import Noise, draw_noise, sample
 from model.schedule import make_schedule
 from model.scoring import fit_scorer
@@ -115,7 +114,7 @@ def to_onnx(graph: Graph) -> bytes:
 
 
 @torch.no_grad()
-def parity(graph: Graph, session: ort.InferenceSession) -> float:
+def parity(graph: Graph, session: Session) -> float:
     """Largest relative error ‖onnx - torch‖/‖torch‖ over the outputs, on the graph's example.
 
     A NaN on either side is infinite error.
