@@ -29,7 +29,7 @@ train-demo: $(VENV)/.everything
 	$(BIN)/ddaebm export runs/debug --out runs/debug-bundle
 
 docker-test:
-	docker/test.sh
+	PYTHON=$(PYTHON) docker/test.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ compute the same numbers.
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from model.sampling import draw_noise
 from model.scoring import statistics
 
 ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
-Session = ort.InferenceSession
+Session: TypeAlias = ort.InferenceSession
 
 
 class LevelStatistics(NamedTuple):

@@ -21,6 +21,7 @@ from service.state import Service
 logger = logging.getLogger("ddaebm")
 
 VERSION = "0.1.0"
+_CLOSE_SECONDS = 5  # requests have been drained by now, so that at most one inference is under way
 _DESCRIPTION = "Images in four network calls, and a calibrated out-of-distribution verdict for any image."
 
 
@@ -52,17 +53,23 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
         batcher = Batcher(settings.max_batch, settings.max_queue_images, on_batch)
         metrics.queue_images.set_function(lambda: batcher.queued)
+        metrics.queue_limit.set(settings.max_queue_images)
         metrics.model_info.labels(loaded.name, loaded.digest, loaded.backend).set(1)
         batcher.start()
         app.state.service = Service(settings, {loaded.name: loaded}, batcher, metrics)
         logger.info("ready: %s %s on %s", loaded.name, loaded.digest[:12], loaded.backend)
         yield
         app.state.service.draining = True
-        if not await asyncio.to_thread(batcher.close, settings.drain_seconds):
-            logger.error("the inference thread did not end within %d s", settings.drain_seconds)
+        if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
+            logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
 
     app = FastAPI(title="ddaebm", version=VERSION, description=_DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(RequestMiddleware, metrics=metrics, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
     errors.install(app)
     for module in (samples, scores, models, probes):
         app.include_router(module.router)

@@ -30,6 +30,9 @@ class Metrics:
             "ddaebm_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
         self.queue_images = Gauge("ddaebm_queue_images", "Images waiting for inference.", registry=registry)
+        self.queue_limit = Gauge(
+            "ddaebm_queue_limit_images", "Images that may wait before requests are refused.", registry=registry
+        )
         self.batch_images = Histogram(
             "ddaebm_batch_images", "Images in one inference.", ["operation"],
             buckets=tuple(2**i for i in range(11)), registry=registry,
@@ -46,9 +49,7 @@ class Metrics:
             buckets=_P_VALUES,
             registry=registry,
         )
-        self.rejected = Counter(
-            "ddaebm_rejected_total", "Requests turned away before inference.", ["reason"], registry=registry
-        )
+        self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )

@@ -1,5 +1,6 @@
 """What surrounds every request: its id, its size limit, its metrics, and a last resort for our own faults."""
 
+import asyncio
 import logging
 import re
 import time
@@ -21,8 +22,9 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class RequestMiddleware:
     """Sets `request.state.request_id` and `.timings` (stage -> seconds, sent as Server-Timing)."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int) -> None:
-        self.app, self.metrics, self.max_body_bytes = app, metrics, max_body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
+        self.app, self.metrics = app, metrics
+        self.max_body_bytes, self.body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,7 +66,7 @@ class RequestMiddleware:
             method = scope["method"] if route != "unmatched" else "any"
             self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
-            if status in (413, 429, 503, 504):
+            if method == "POST" and status in _REASONS:
                 self.metrics.rejected.labels(_REASONS[status]).inc()
 
     def _too_large(self) -> Problem:
@@ -78,13 +80,23 @@ class RequestMiddleware:
             raise self._too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        """Counts what arrives, for bodies that do not say how long they are."""
+        """Counts what arrives, for bodies that do not say how long they are, and bounds how long they may take."""
         received = 0
+        complete = False
+        deadline = asyncio.get_running_loop().time() + self.body_seconds
 
         async def limited() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            try:
+                async with asyncio.timeout_at(None if complete else deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                detail = (
+                    f"the request body did not arrive within {self.body_seconds:g} s; send it faster, or less of it"
+                )
+                raise Problem(408, "slow-body", detail, {"Connection": "close"}) from error
             received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
             if received > self.max_body_bytes:
                 raise self._too_large()
             return message
@@ -92,4 +104,4 @@ class RequestMiddleware:
         return limited
 
 
-_REASONS = {413: "too_large", 429: "queue_full", 503: "not_ready", 504: "deadline"}
+_REASONS = {408: "slow_body", 413: "too_large", 429: "queue_full", 503: "not_ready", 504: "deadline"}

@@ -17,6 +17,7 @@ class Settings(BaseSettings):
     max_batch: int = Field(64, ge=1, description="images in one inference")
     max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")
+    body_seconds: float = Field(30.0, gt=0, description="time a request body may take to arrive")
     max_files: int = Field(256, ge=1, description="images of one scoring request")
     max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one image sent, checked before decoding")
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
