@@ -57,7 +57,7 @@ class AdaptiveNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip, halved in variance; starts as the skip alone."""
+    """Two convolutions beside a skip, halved in variance; starts as the skip alone, up to a bias."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, cond_dim: int) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from model.errors import (
     BundleVersionError,
     ConfigError,
 )
-from model.files import write_folder
+from model.files import read_arrays, write_folder
 from model.images import Contract
 from model.scoring import Scorer
 
@@ -70,8 +70,7 @@ def write_bundle(
     Raises:
         BundleError: `path` holds something that is not a bundle, or the result cannot be read back.
     """
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} exists and is not a bundle; give another --out")
+    require_replaceable(path)
     with write_folder(path) as beside:
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
@@ -91,6 +90,12 @@ def write_bundle(
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         load_bundle(beside)
     return load_bundle(path)
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises BundleError where `path` holds something that is not a bundle, and so must not be written over."""
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleError(f"{path} exists and is not a bundle; give another --out")
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -113,7 +118,7 @@ def load_bundle(path: Path) -> Bundle:
         files = manifest["files"]
         if not isinstance(version, int) or not isinstance(files, dict):
             raise TypeError("format_version must be a whole number and files an object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{manifest_path}: not a bundle manifest ({error!r})") from error
     if version != FORMAT_VERSION:
         raise BundleVersionError(
@@ -125,12 +130,16 @@ def load_bundle(path: Path) -> Bundle:
     if missing := [name for name in _REQUIRED if name not in files]:
         raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
     try:
+        config, contract = ModelConfig.from_dict(manifest["model"]), Contract(**manifest["preprocessing"])
+        channels, height, width = config.data_shape
+        if contract.shape != (height, width, channels):
+            raise ConfigError(f"images are {contract.shape}, the networks take {config.data_shape}")
         return Bundle(
             path=path,
             name=manifest["name"],
             digest=hashlib.sha256(raw).hexdigest(),
-            config=ModelConfig.from_dict(manifest["model"]),
-            contract=Contract(**manifest["preprocessing"]),
+            config=config,
+            contract=contract,
             scorer=_load_scorer(path / "calibration.npz"),
             training=manifest["training"],
             splits=manifest["splits"],
@@ -155,7 +164,7 @@ def find_bundle(name_or_path: str) -> Path:
 
 
 def _verify(path: Path, name: str, expected: object) -> None:
-    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
         raise BundlePathError(f"{path}: the manifest names {name!r}, which is outside the bundle's folder")
     file = path / name
     try:
@@ -176,5 +185,5 @@ def _sha256(file: Path) -> str:
 
 
 def _load_scorer(file: Path) -> Scorer:
-    with np.load(file, allow_pickle=False) as arrays:
-        return Scorer(**{field.name: arrays[field.name] for field in dataclasses.fields(Scorer)})
+    arrays = read_arrays(file)
+    return Scorer(**{field.name: arrays[field.name] for field in dataclasses.fields(Scorer)})

@@ -47,6 +47,8 @@ class ModelConfig:
             raise ConfigError(f"time_eps must lie in (0, 1), not {self.time_eps}")
         if self.embed_dim < 4 or self.embed_dim % 2:
             raise ConfigError(f"embed_dim must be even and at least 4, not {self.embed_dim}")
+        if any(type(value) is not int for value in (*self.data_shape, *self.widths)):
+            raise ConfigError(f"data_shape and widths hold whole numbers, not {self.data_shape} and {self.widths}")
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"widths must name at least one positive width, not {self.widths}")
         if self.is_image:

@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,24 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name, or that of an .npy under the empty name; never pickled objects.
+
+    Raises:
+        ValueError: not such a file, or a broken one.
+        OSError: it cannot be read at all.
+    """
+    contents = io.BytesIO(path.read_bytes())  # numpy would leave a file of its own open on an error
+    try:
+        loaded = np.load(contents, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded as archive:
+            return {name: archive[name] for name in archive.files}
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path.name}: {error or 'cut short'}") from error
 
 
 def _beside(path: Path) -> Path:

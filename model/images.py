@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
 
@@ -67,6 +67,19 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels}; send a smaller one"
         )
     return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) once the EXIF rotation has been applied.
+
+    Raises:
+        ImageFormatError: the EXIF data is corrupt.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception as error:  # as in open_image
+        raise ImageFormatError("the image's EXIF data is corrupt") from error
+    return (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
 
 
 def convert(image: Image.Image, contract: Contract) -> Decoded:

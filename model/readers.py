@@ -6,13 +6,15 @@ A PATH is a folder of images (any depth), one image, `.npy`/`.npz` of uint8, an 
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import DataError, ImageError
-from model.images import Contract, convert, open_image
+from model.files import read_arrays
+from model.images import Contract, convert, open_image, upright_size
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _IDX_NAMES = ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte")
@@ -60,7 +62,8 @@ def _read_files(files: list[Path], contract: Contract | None) -> NDArray[np.uint
             image = open_image(file.read_bytes())
             if contract is None:
                 channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
-                contract = Contract(image.height, image.width, channels)
+                width, height = upright_size(image)
+                contract = Contract(height, width, channels)
             decoded = convert(image, contract)
         except ImageError as error:
             faults.append(f"{file}: {error}")
@@ -76,14 +79,12 @@ def _read_files(files: list[Path], contract: Contract | None) -> NDArray[np.uint
 
 def _read_numpy(path: Path) -> NDArray[np.uint8]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):  # an archive of named arrays
-            names = list(loaded.files)
-            if len(names) != 1:
-                raise DataError(f"{path}: holds {len(names)} arrays ({', '.join(names)}); keep one")
-            loaded = loaded[names[0]]
-    except (ValueError, OSError, EOFError) as error:
+        arrays = read_arrays(path)
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: not a readable numpy array ({error})") from error
+    if len(arrays) != 1:
+        raise DataError(f"{path}: holds {len(arrays)} arrays ({', '.join(arrays)}); keep one")
+    (loaded,) = arrays.values()
     if loaded.dtype != np.uint8:
         raise DataError(f"{path}: dtype {loaded.dtype}; images must be uint8")
     if loaded.ndim == 3:
@@ -99,7 +100,7 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         raw = path.read_bytes()
         data = gzip.decompress(raw) if path.suffix == ".gz" else raw
         magic, count, height, width = struct.unpack_from(">4I", data)
-    except (OSError, EOFError, struct.error) as error:
+    except (OSError, EOFError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: not a readable IDX file ({error})") from error
     if magic != 0x803 or len(data) != 16 + count * height * width or not count:
         raise DataError(f"{path}: not an IDX file of images, or truncated")

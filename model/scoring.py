@@ -96,7 +96,7 @@ def false_alarm_interval(alpha: float, n: int, confidence: float = 0.99) -> tupl
     Raises:
         ConfigError: alpha is below the smallest p-value, so that no alarm is possible.
     """
-    j = math.floor(alpha * (n + 1))
+    j = int((np.arange(1, n + 2) / (n + 1) <= alpha).sum())  # floor(alpha·(n + 1)), rounded as p_value rounds
     if j < 1:
         raise ConfigError(
             f"alpha = {alpha} can never fire: the smallest p-value of {n} calibration images is {1 / (n + 1):.3g}"

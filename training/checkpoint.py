@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from pickle import PickleError
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from training.trainer import TrainState
 
 KEEP = 2
-_NAME = re.compile(r"step-(\d{7})$")
+_NAME = re.compile(r"step-(\d{7,})$")
+# What broken JSON, safetensors and torch files raise.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, PickleError, SafetensorError,
+)  # fmt: skip
 
 
 def _modules(state: "TrainState") -> dict[str, torch.nn.Module]:
@@ -55,7 +60,8 @@ def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of `run`, oldest first."""
     folder = run / "checkpoints"
-    return sorted(path for path in folder.iterdir() if _NAME.match(path.name)) if folder.is_dir() else []
+    names = [found for path in folder.iterdir() if (found := _NAME.match(path.name))] if folder.is_dir() else []
+    return [folder / found.string for found in sorted(names, key=lambda found: int(found[1]))]
 
 
 def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
@@ -74,7 +80,7 @@ def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
         for name, optimizer in _optimizers(state).items():
             optimizer.load_state_dict(moments[name])
         state.step = saved["step"]
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"{folder} cannot be read ({error}); delete it to resume from the one before") from error
 
 

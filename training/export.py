@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from model.bundle import Bundle, write_bundle
+from model.bundle import Bundle, require_replaceable, write_bundle
 from model.config import ModelConfig
 from model.errors import CheckpointError, ParityError
 from model.images import encode_png, make_grid, to_unit
@@ -179,6 +179,7 @@ def export(
         ParityError: a graph does not compute what its network computes; nothing is written.
         CheckpointError, DataError, BundleError: as they say.
     """
+    require_replaceable(out)
     config, state = load_run(run)
     network = config.network
     if not network.is_image:
@@ -234,7 +235,11 @@ def train_command(config: TrainConfig) -> str:
     words = ["ddaebm train", config.recipe, "--data PATH" if config.data not in MADE else "", "--out RUN"]
     for key, value in changed.items():
         if isinstance(value, dict):
-            words += [f"--set network.{k}={json.dumps(v)}" for k, v in value.items() if v != recipe[key][k]]
+            words += [f"--set network.{k}={_word(v)}" for k, v in value.items() if v != recipe[key][k]]
         else:
-            words.append(f"--set {key}={json.dumps(value)}")
+            words.append(f"--set {key}={_word(value)}")
     return " ".join(word for word in words if word)
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))  # no spaces: it is one word of a shell

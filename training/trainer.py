@@ -7,6 +7,7 @@ integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
 
 import math
 import time
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +125,11 @@ def train_step(
         energy_real, penalty = gradient_penalty(energy_net, diffusion, x_t, x_tp1, k, config.gradient_penalty)
     else:
         energy_real = energy_net(x_t, k)
-        penalty = torch.zeros_like(energy_real)
+        penalty = None
     energy_gen = energy_net(x_t_gen.detach(), k)
-    energy_loss = energy_real - energy_gen + 0.5 * config.gamma * config.penalty_every * penalty
+    energy_loss = energy_real - energy_gen
+    if penalty is not None:
+        energy_loss = energy_loss + 0.5 * config.gamma * config.penalty_every * penalty
     _update(accelerator, state.optimizer_energy, energy_loss, config, state.step, config.lr_energy)
 
     # Generator and encoder: Jeffrey's divergence against the energy just updated. x_t_gen's graph
@@ -148,7 +151,7 @@ def train_step(
         "energy_real": energy_real, "energy_gen": energy_gen, "penalty": penalty, "reverse_kl": reverse,
         "forward_kl": forward, "log_r": log_r,
     }  # fmt: skip
-    return {name: values.detach().mean() for name, values in terms.items()}
+    return {name: values.detach().mean() for name, values in terms.items() if values is not None}
 
 
 def _update(
@@ -188,21 +191,19 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)
 
     with RunLog(run, first_step=state.step, total=config.steps, enabled=accelerator.is_main_process) as log:
-        since, started = state.step, time.perf_counter()
+        meter = Meter(state.step)
         while state.step < config.steps:
             # Each process draws for the joint batch and keeps its share: the sum is one process's run.
             joint = config.batch_size * world
             batch = batch_at(data, state.step, joint, config.seed)[mine]
             draws = Draws(*(values[mine] for values in draw(config, state.step, joint, accelerator.device)))
-            terms = train_step(config, diffusion, state, to_tensor(batch, accelerator.device), draws, accelerator)
+            meter.add(train_step(config, diffusion, state, to_tensor(batch, accelerator.device), draws, accelerator))
 
             last = state.step == config.steps
             if last or state.step % config.log_every == 0 or state.step % config.checkpoint_every == 0:
-                metrics = {name: accelerator.reduce(value, "mean").item() for name, value in terms.items()}
-                _require_finite(metrics, state.step, run)
-                metrics["seconds_per_step"] = (time.perf_counter() - started) / (state.step - since)
+                metrics = meter.read(state.step, accelerator)
+                _require_finite(metrics, state, run)
                 log.write(state.step, metrics)
-                since, started = state.step, time.perf_counter()
             if not accelerator.is_main_process:
                 continue
             if last or state.step % config.sample_every == 0:
@@ -212,10 +213,35 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     return state
 
 
-def _require_finite(metrics: dict[str, float], step: int, run: Path) -> None:
-    if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+class Meter:
+    """Means of the loss terms since they were last read, and the seconds a step."""
+
+    def __init__(self, step: int) -> None:
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        self.step, self.began = step, time.perf_counter()
+        self.terms: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.terms[name].append(value)
+
+    def read(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        means = {name: torch.stack(values).mean() for name, values in self.terms.items()}
+        metrics = {name: float(accelerator.reduce(value, "mean")) for name, value in means.items()}
+        metrics["seconds_per_step"] = (time.perf_counter() - self.began) / (step - self.step)
+        self._reset(step)
+        return metrics
+
+
+def _require_finite(metrics: dict[str, float], state: TrainState, run: Path) -> None:
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    # The terms are from before the last update, so that it may have spoilt the weights unseen.
+    bad += [name for name, net in state.networks.items() if not all(p.isfinite().all() for p in net.parameters())]
+    if bad:
         raise NonFiniteLossError(
-            f"step {step}: {', '.join(bad)} not finite; the last checkpoint in {run} is kept."
+            f"step {state.step}: {', '.join(bad)} not finite; the last checkpoint in {run} is kept."
             " Resume with a lower learning rate or a larger gamma"
         )
 

@@ -1,0 +1,234 @@
+"""The disk format: a round trip, and every tampering under its own error."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import model.bundle
+from model.bundle import MANIFEST, Bundle, find_bundle, load_bundle, write_bundle
+from model.config import ModelConfig
+from model.errors import (
+    BundleError,
+    BundleHashError,
+    BundleMissingFileError,
+    BundlePathError,
+    BundleVersionError,
+)
+from model.images import Contract
+from model.scoring import Scorer
+
+CONFIG = ModelConfig(data_shape=(1, 16, 16))
+SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.arange(10.0))
+FILES = {"sampler.onnx": b"s" * 100, "generator.onnx": b"g" * 100, "energy.onnx": b"e" * 100, "README.md": b"# demo"}
+
+
+def write(path: Path, name: str = "demo", files: dict[str, bytes] = FILES) -> Bundle:
+    return write_bundle(
+        path, name, CONFIG, Contract(16, 16, 1), SCORER, {"recipe": "debug"}, {"train": {"count": 3}}, files
+    )
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write(tmp_path / "demo").path
+
+
+def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    change(manifest)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def replace(bundle: Path, name: str, contents: bytes) -> None:
+    """As a forger would: a new file and its right hash."""
+    (bundle / name).write_bytes(contents)
+    edit(bundle, lambda m: m["files"].update({name: hashlib.sha256(contents).hexdigest()}))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    written = write(tmp_path / "a" / "demo")
+    loaded = load_bundle(tmp_path / "a" / "demo")
+    assert (loaded.name, loaded.config, loaded.contract) == ("demo", CONFIG, Contract(16, 16, 1))
+    assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, {"train": {"count": 3}})
+    for field in ("mean", "whitening", "calibration_scores"):
+        np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
+    assert loaded.file("sampler.onnx").read_bytes() == FILES["sampler.onnx"]
+    assert loaded.digest == written.digest == hashlib.sha256((loaded.path / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_nothing_is_left_beside_a_written_bundle(tmp_path: Path) -> None:
+    write(tmp_path / "demo")
+    write(tmp_path / "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "calibration.npz"])
+def test_one_changed_byte_in_any_file_is_a_hash_error(bundle: Path, name: str) -> None:
+    contents = bytearray((bundle / name).read_bytes())
+    contents[len(contents) // 2] ^= 1
+    (bundle / name).write_bytes(contents)
+    with pytest.raises(BundleHashError, match=name):
+        load_bundle(bundle)
+
+
+def test_one_changed_byte_in_the_manifest_breaks_it_or_changes_the_digest(bundle: Path) -> None:
+    whole, digest = (bundle / MANIFEST).read_bytes(), load_bundle(bundle).digest
+    for place in range(0, len(whole), 7):
+        (bundle / MANIFEST).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert load_bundle(bundle).digest != digest
+        except BundleError:
+            continue
+
+
+@pytest.mark.parametrize("name", [*FILES, "calibration.npz", MANIFEST])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleMissingFileError, match=name):
+        load_bundle(bundle)
+
+
+def test_a_folder_that_is_not_there_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(BundleMissingFileError):
+        load_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["sampler.onnx", "generator.onnx", "energy.onnx", "calibration.npz"])
+def test_a_manifest_must_name_what_serving_needs(bundle: Path, name: str) -> None:
+    edit(bundle, lambda m: m["files"].pop(name))
+    with pytest.raises(BundleMissingFileError, match=name):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [2, 0, 99])
+def test_another_format_version_is_refused(bundle: Path, version: int) -> None:
+    edit(bundle, lambda m: m.update(format_version=version))
+    with pytest.raises(BundleVersionError, match=f"format {version}"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../x", "sub/x", "..", ".", "", "{absolute}", "./x", "x/", "nul\0byte"])
+def test_a_name_outside_the_folder_is_a_path_error(bundle: Path, name: str) -> None:
+    outside = bundle.parent / "x"
+    outside.write_bytes(b"secret")
+    (bundle / "sub").mkdir()
+    for folder in (bundle, bundle / "sub"):
+        shutil.copy(outside, folder / "x")
+    name = name.format(absolute=outside)
+    edit(bundle, lambda m: m["files"].update({name: hashlib.sha256(b"secret").hexdigest()}))
+    with pytest.raises(BundlePathError):
+        load_bundle(bundle)
+
+
+def test_a_symlink_or_folder_in_place_of_a_file_is_a_path_error(bundle: Path) -> None:
+    (bundle / "README.md").rename(bundle.parent / "elsewhere")
+    (bundle / "README.md").symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(BundlePathError, match=r"README\.md is not a plain file"):
+        load_bundle(bundle)
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").mkdir()
+    with pytest.raises(BundlePathError, match=r"README\.md is not a plain file"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"{}", b'{"format_version": "1", "files": {}}',
+     b'{"format_version": 1, "files": []}', b"[" * 100_000],
+    ids=["empty", "cut", "list", "null", "number", "not text", "no fields", "version", "files", "deep"],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_a_bundle_error(bundle: Path, contents: bytes) -> None:
+    (bundle / MANIFEST).write_bytes(contents)
+    with pytest.raises(BundleError, match="not a bundle manifest"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("name"),
+        lambda m: m.pop("splits"),
+        lambda m: m["model"].update(num_steps=0),
+        lambda m: m["model"].update(unheard_of=1),
+        lambda m: m.update(model=None),
+        lambda m: m["preprocessing"].update(channels=2),
+        lambda m: m["preprocessing"].update(unheard_of=1),
+        lambda m: m.update(preprocessing=[]),
+        lambda m: m["files"].update({"README.md": 5}),
+    ],
+    ids=["name", "splits", "steps", "model field", "model", "channels", "contract field", "contract", "hash"],
+)
+def test_a_manifest_with_a_senseless_field_is_a_bundle_error(
+    bundle: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit(bundle, change)
+    with pytest.raises(BundleError):
+        load_bundle(bundle)
+
+
+class Payload:
+    """Unpickling it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickled_calibration_is_refused_and_never_unpickled(bundle: Path, tmp_path: Path) -> None:
+    forged = {"mean": np.array([Payload(tmp_path / "pwned")]), "whitening": np.eye(1), "calibration_scores": np.ones(1)}
+    np.savez(tmp_path / "forged.npz", **forged)
+    replace(bundle, "calibration.npz", (tmp_path / "forged.npz").read_bytes())
+    with pytest.raises(BundleError, match="cannot be used"):
+        load_bundle(bundle)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("contents", [b"", b"words", b"PK\x03\x04 and then nothing"], ids=["empty", "text", "zip"])
+def test_calibration_that_is_no_archive_is_a_bundle_error(bundle: Path, contents: bytes) -> None:
+    replace(bundle, "calibration.npz", contents)
+    with pytest.raises(BundleError, match="cannot be used"):
+        load_bundle(bundle)
+
+
+def test_an_existing_bundle_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "demo", "first", {**FILES, "extra.txt": b"old"})
+    assert write(tmp_path / "demo", "second").name == "second"
+    assert load_bundle(tmp_path / "demo").name == "second"
+    assert not (tmp_path / "demo" / "extra.txt").exists()
+
+
+def test_a_folder_that_is_no_bundle_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="not a bundle"):
+        write(tmp_path / "thesis")
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
+
+
+def test_a_bundle_that_cannot_be_read_back_leaves_the_old_one(bundle: Path) -> None:
+    with pytest.raises(BundleMissingFileError):
+        write(bundle, "worse", {"sampler.onnx": b""})
+    assert load_bundle(bundle).name == "demo"
+
+
+def test_bundles_are_found_by_shipped_name_or_path(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.bundle, "SHIPPED", tmp_path)
+    assert find_bundle("demo") == bundle
+    assert find_bundle(str(bundle)) == bundle
+    for name in ("nothing", str(tmp_path), ""):
+        with pytest.raises(BundleMissingFileError, match="demo"):
+            find_bundle(name)
+    monkeypatch.setattr(model.bundle, "SHIPPED", tmp_path / "nowhere")
+    with pytest.raises(BundleMissingFileError, match="none"):
+        find_bundle("demo")

@@ -1,0 +1,133 @@
+"""A real bundle on ONNX Runtime: the same numbers whatever shares the batch, and the same as torch."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.bundle import MANIFEST, load_bundle
+from model.errors import BundleError, ConfigError
+from model.runtime import BundleRuntime, choose_providers
+from model.schedule import make_schedule
+from model.scoring import statistics
+from training.data import load_data, split, to_pixels, to_tensor
+from training.export import load_run
+from training.trainer import generate
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def runtime(debug_bundle: Path) -> BundleRuntime:
+    return BundleRuntime(load_bundle(debug_bundle), device="cpu", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "chosen"),
+    [
+        ("auto", [CPU], [CPU]),
+        ("auto", [CUDA, CPU], [CUDA, CPU]),
+        ("cpu", [CPU], [CPU]),
+        ("cpu", [CUDA, CPU], [CPU]),
+        ("cuda", [CUDA, CPU], [CUDA, CPU]),
+    ],
+)
+def test_providers(device: str, available: list[str], chosen: list[str]) -> None:
+    assert choose_providers(device, available) == chosen
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda", "gpu extra"), ("tpu", "auto, cpu or cuda")])
+def test_a_device_that_cannot_be_had_is_refused(device: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_providers(device, [CPU])
+
+
+def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: BundleRuntime) -> None:
+    seeds = np.array([3, 2**40 + 1, 0, 17, 5, 99, 2**53 - 1], dtype=np.int64)
+    images = runtime.sample(seeds)
+    assert images.shape == (7, 16, 16, 1)
+    assert images.dtype == np.uint8
+    assert len({image.tobytes() for image in images}) == 7
+    np.testing.assert_array_equal(runtime.sample(seeds[::-1].copy())[::-1], images)
+    for i in range(7):
+        np.testing.assert_array_equal(runtime.sample(seeds[i : i + 1])[0], images[i])
+        np.testing.assert_array_equal(runtime.sample(np.repeat(seeds[i], 4))[3], images[i])
+
+
+def test_sampler_is_within_one_grey_level_of_torch(runtime: BundleRuntime, debug_run: Path) -> None:
+    config, state = load_run(debug_run)
+    seeds = np.arange(40, dtype=np.int64)
+    expected = to_pixels(generate(config, state.generator_ema, seeds)).numpy().astype(int)
+    assert np.abs(runtime.sample(seeds).astype(int) - expected).max() <= 1
+
+
+def test_level_statistics_are_the_noiseless_energies_of_torch(runtime: BundleRuntime, debug_run: Path) -> None:
+    config, state = load_run(debug_run)
+    images = load_data("shapes", config.network)[:6]
+    levels = runtime.level_statistics(images)
+    assert levels.energy_map.shape == (6, 4, 16, 16)
+    np.testing.assert_allclose(levels.energy_map.sum((2, 3)), levels.energies, rtol=1e-4)
+    alpha_bar = make_schedule(config.network).alpha_bar
+    for k in range(4):
+        with torch.no_grad():
+            expected = state.energy_net_ema.levels(alpha_bar[k] ** 0.5 * to_tensor(images), torch.full((6,), k))
+        np.testing.assert_allclose(levels.energies[:, k], expected.energies, rtol=1e-4)
+        np.testing.assert_allclose(levels.features[:, k], expected.features, rtol=1e-3, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_batch(runtime: BundleRuntime) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
+    whole = runtime.score(images)
+    for i in range(5):
+        alone = runtime.score(images[i : i + 1])
+        np.testing.assert_allclose(alone.ood_score, whole.ood_score[i : i + 1], rtol=1e-4)
+        np.testing.assert_array_equal(alone.p_value, whole.p_value[i : i + 1])
+
+
+def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: BundleRuntime) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
+    scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
+    rows = statistics(levels.energies, levels.features)
+    np.testing.assert_allclose(scores.ood_score, scorer.ood_score(rows))
+    calibration = scorer.calibration_scores
+    expected = [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in scores.ood_score]
+    np.testing.assert_allclose(scores.p_value, expected)
+
+
+def test_calibration_images_score_as_the_bundle_recorded(runtime: BundleRuntime) -> None:
+    """The whole path, from image to score, is the one that calibration took."""
+    config = runtime.bundle.config
+    calibration = split(load_data("shapes", config)).calibration
+    scores = np.sort(runtime.score(calibration).ood_score)
+    np.testing.assert_allclose(scores, runtime.bundle.scorer.calibration_scores, rtol=1e-3)
+
+
+def test_noise_is_told_from_the_training_images(runtime: BundleRuntime) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (50, 16, 16, 1), dtype=np.uint8)
+    assert (runtime.score(noise).p_value == runtime.bundle.scorer.smallest_p).all()
+    shapes = split(load_data("shapes", runtime.bundle.config)).choice  # no part of the calibration
+    assert (runtime.score(shapes).p_value <= 0.1).mean() < 0.25
+
+
+@pytest.mark.parametrize("name", ["sampler.onnx", "energy.onnx"])
+def test_a_graph_that_is_none_is_a_bundle_error(debug_bundle: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(debug_bundle, tmp_path / "copy"))
+    (copy / name).write_bytes(b"not a graph")
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][name] = hashlib.sha256(b"not a graph").hexdigest()
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
+        BundleRuntime(load_bundle(copy), device="cpu")
+
+
+def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
+    subprocess.run([sys.executable, "-c", "import model.runtime"], env={**env, "HOME": str(tmp_path)}, check=True)
+    assert [path.name for path in tmp_path.rglob("*")] == []

@@ -1,0 +1,146 @@
+"""Scores and p-values, against brute force, simulation and scikit-learn."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.covariance import OAS
+
+from model.errors import ConfigError
+from model.scoring import Scorer, false_alarm_interval, fit_scorer, statistics
+
+Floats = NDArray[np.float64]
+
+
+def calibrated(scores: Floats) -> Scorer:
+    return Scorer(mean=np.zeros(1), whitening=np.eye(1), calibration_scores=np.sort(scores))
+
+
+def correlated(count: int, dim: int, seed: int) -> Floats:
+    """Rows of one fixed law: correlated columns of very different scales."""
+    mix = np.random.default_rng(99).standard_normal((dim, dim)) * np.geomspace(1e-3, 1e3, dim)
+    return np.random.default_rng(seed).standard_normal((count, dim)) @ mix + 5
+
+
+def test_statistics_are_log_energies_then_features() -> None:
+    energies = np.array([[1.0, np.e], [0.0, 4.0]], dtype=np.float32)
+    features = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    rows = statistics(energies, features)
+    assert rows.dtype == np.float64
+    np.testing.assert_allclose(rows[0], [0, 1, 0, 1, 2, 3, 4, 5], atol=1e-7)
+    assert np.isfinite(rows).all()
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.lists(st.integers(-1, 9), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_p_value_is_its_formula_ties_included(calibration: list[int], scores: list[int]) -> None:
+    scorer = calibrated(np.array(calibration, dtype=float))
+    expected = [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    np.testing.assert_allclose(scorer.p_value(np.array(scores, dtype=float)), expected)
+    assert scorer.smallest_p == 1 / (len(calibration) + 1)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("alpha", [0.05, 0.1, 0.33])
+def test_false_alarms_stay_under_alpha_over_calibration_sets(alpha: float, tied: bool) -> None:
+    rng, repeats, n = np.random.default_rng(0), 4000, 19
+    draws = rng.standard_normal((repeats, n + 1))
+    draws = np.round(draws) if tied else draws
+    alarms = sum(calibrated(row[1:]).p_value(row[:1])[0] <= alpha + 1e-12 for row in draws)
+    noise = 4 * np.sqrt(alpha * (1 - alpha) / repeats)
+    assert alarms / repeats <= alpha + noise
+    if not tied:  # and the guarantee is not bought by never firing
+        assert alarms / repeats >= np.floor(alpha * (n + 1)) / (n + 1) - noise
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.05, 250), (0.01, 5000), (0.1, 99), (0.5, 20), (0.9, 30), (0.02, 50)])
+@pytest.mark.parametrize("confidence", [0.99, 0.8])
+def test_false_alarm_interval_is_the_beta_quantiles(alpha: float, n: int, confidence: float) -> None:
+    j = int(np.floor(alpha * (n + 1)))
+    tail = (1 - confidence) / 2
+    expected = stats.beta.ppf([tail, 1 - tail], j, n + 1 - j)
+    np.testing.assert_allclose(false_alarm_interval(alpha, n, confidence), expected, rtol=1e-6)
+
+
+def test_realised_false_alarm_rates_lie_in_the_interval() -> None:
+    rng, alpha, n = np.random.default_rng(1), 0.1, 99
+    population = (np.arange(4000) + 0.5) / 4000
+    rates = np.array([(calibrated(rng.random(n)).p_value(population) <= alpha).mean() for _ in range(1000)])
+    low, high = false_alarm_interval(alpha, n, confidence=0.9)
+    assert ((rates >= low) & (rates <= high)).mean() == pytest.approx(0.9, abs=4 * np.sqrt(0.9 * 0.1 / 1000))
+
+
+@pytest.mark.parametrize("n", [48, 99, 250])
+def test_interval_counts_the_p_values_that_fire(n: int) -> None:
+    """At every alpha that is itself a p-value, where alpha·(n + 1) may round to below a whole number."""
+    p_values = calibrated(np.arange(n, dtype=float)).p_value(np.arange(n + 1) - 0.5)
+    for alpha in p_values[p_values < 1].tolist():
+        j = int((p_values <= alpha).sum())
+        expected = stats.beta.ppf([0.005, 0.995], j, n + 1 - j)
+        np.testing.assert_allclose(false_alarm_interval(alpha, n), expected, rtol=1e-6, err_msg=f"alpha {alpha}")
+
+
+@pytest.mark.parametrize(("alpha", "n"), [(0.0, 100), (0.009, 100), (0.05, 18)])
+def test_alpha_that_can_never_fire_is_refused(alpha: float, n: int) -> None:
+    with pytest.raises(ConfigError, match="can never fire"):
+        false_alarm_interval(alpha, n)
+
+
+def test_score_is_the_mahalanobis_distance_under_oas_shrinkage() -> None:
+    """scikit-learn drops the 2/D terms of the formula, which at D = 60 weigh less than the tolerance."""
+    reference, calibration = correlated(150, 60, seed=0), correlated(80, 60, seed=1)
+    scorer = fit_scorer(reference, calibration)
+    centre, scale = reference.mean(0), reference.std(0)
+    precision = OAS(assume_centered=True).fit((reference - centre) / scale).get_precision()
+    rows = (calibration - centre) / scale
+    np.testing.assert_allclose(scorer.ood_score(calibration), np.sum((rows @ precision) * rows, 1), rtol=5e-3)
+
+
+def test_shrinkage_is_the_published_formula() -> None:
+    """Chen et al. 2010, eq. 23, in small dimension, where its 2/D terms count."""
+    reference = correlated(12, 4, seed=2)
+    standard = (reference - reference.mean(0)) / reference.std(0)
+    n, p, s = 12, 4, np.cov(standard.T, bias=True)
+    tr_s2, tr2_s = np.trace(s @ s), np.trace(s) ** 2
+    rho = min(1, ((1 - 2 / p) * tr_s2 + tr2_s) / ((n + 1 - 2 / p) * (tr_s2 - tr2_s / p)))
+    assert 0.05 < rho < 1
+    precision = np.linalg.inv((1 - rho) * s + rho * np.trace(s) / p * np.eye(p))
+    expected = np.einsum("bi,ij,bj->b", standard, precision, standard)
+    np.testing.assert_allclose(fit_scorer(reference, reference).ood_score(reference), expected, rtol=1e-8)
+
+
+def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
+    dim = 20
+    scorer = fit_scorer(correlated(1000, dim, seed=3), correlated(999, dim, seed=4))
+    inside, outside = correlated(1000, dim, seed=5), correlated(1000, dim, seed=6)
+    outside += 2 * outside.std(0) * np.where(np.arange(dim) % 2, 1, -1)
+    p_in, p_out = (scorer.p_value(scorer.ood_score(rows)) for rows in (inside, outside))
+    assert stats.kstest(p_in, "uniform").pvalue > 1e-3
+    assert (p_out <= 0.01).mean() > 0.95
+    assert p_out.min() == scorer.smallest_p
+
+
+def test_scores_ignore_the_units_of_each_statistic() -> None:
+    units = np.geomspace(1e-6, 1e6, 8)
+    reference, calibration = correlated(200, 8, seed=7), correlated(50, 8, seed=8)
+    a, b = fit_scorer(reference, calibration), fit_scorer(reference * units, calibration * units)
+    np.testing.assert_allclose(a.calibration_scores, b.calibration_scores, rtol=1e-6)
+
+
+def test_calibration_scores_are_those_of_the_calibration_rows() -> None:
+    calibration = correlated(50, 8, seed=8)
+    scorer = fit_scorer(correlated(200, 8, seed=7), calibration)
+    np.testing.assert_array_equal(scorer.calibration_scores, np.sort(scorer.ood_score(calibration)))
+
+
+def test_a_constant_statistic_and_more_columns_than_rows_are_survived() -> None:
+    reference = np.hstack([correlated(10, 20, seed=9), np.ones((10, 1))])
+    assert np.isfinite(fit_scorer(reference, reference).calibration_scores).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 5), (0, 5), (5, 0)])
+def test_too_few_rows_are_refused(m: int, n: int) -> None:
+    with pytest.raises(ConfigError, match=f"{m} reference and {n} calibration"):
+        fit_scorer(np.zeros((m, 3)), np.zeros((n, 3)))

@@ -1,0 +1,119 @@
+"""How a run is described: validation, overrides, and no setting that nothing reads."""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import training.config
+from model.errors import ConfigError
+from model.networks import Networks
+from training.config import RECIPES, TrainConfig, make_config
+
+DEBUG = make_config("debug")
+
+BAD = [
+    ("steps", 0),
+    ("batch_size", 0),
+    ("penalty_every", 0),
+    ("log_every", 0),
+    ("sample_every", 0),
+    ("checkpoint_every", -1),
+    ("seed", -1),
+    ("lr_generator", -1e-4),
+    ("lr_energy", -1e-4),
+    ("lr_final", -1e-4),
+    ("gamma", -0.1),
+    ("entropy_weight", -0.1),
+    ("gradient_penalty", "r2"),
+    ("ema_decay", 1.0),
+    ("ema_decay", -0.1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_value_without_meaning_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        dataclasses.replace(DEBUG, **{name: value})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_builds_and_survives_json(recipe: str) -> None:
+    config = make_config(recipe)
+    assert config.recipe == recipe
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert sum(p.numel() for p in Networks(config.network).parameters()) > 1000
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="there are debug, toy, fashion-mnist"):
+        make_config("imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("steps", "7", 7),
+        ("gamma", "1e-3", 1e-3),
+        ("gamma", "1", 1.0),
+        ("data", "some/folder", "some/folder"),
+        ("gradient_penalty", "conditional", "conditional"),
+        ("adam_betas", "0.5,0.9", (0.5, 0.9)),
+        ("adam_betas", "[0.5, 0.9]", (0.5, 0.9)),
+    ],
+)
+def test_override_parses_by_the_type_of_the_field(name: str, text: str, value: Any) -> None:
+    changed = DEBUG.override({name: text})
+    assert getattr(changed, name) == value
+    assert type(getattr(changed, name)) is type(value)
+    assert dataclasses.replace(changed, **{name: getattr(DEBUG, name)}) == DEBUG
+
+
+def test_override_reaches_the_network_and_leaves_the_original() -> None:
+    changed = DEBUG.override({"network.widths": "16,32,16", "network.num_steps": "2", "seed": "5"})
+    assert (changed.network.widths, changed.network.num_steps, changed.seed) == ((16, 32, 16), 2, 5)
+    assert (DEBUG.network.widths, DEBUG.seed) == ((8, 16), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("stepz", "7", "--set stepz: no such setting"),
+        ("network.wdths", "7", "no such setting"),
+        ("network", "{}", "no such setting"),
+        ("network.widths.first", "7", "no such setting"),
+        ("optimizer.lr", "7", "no such setting"),
+        ("", "7", "no such setting"),
+        ("steps", "many", "cannot read 'many'"),
+        ("steps", "7.5", "needs int"),
+        ("steps", "true", "needs int"),
+        ("steps", "", "cannot read"),
+        ("gamma", '"0.1"', "needs float"),
+        ("adam_betas", "0.5,", "cannot read"),
+        ("steps", "0", "steps must be at least 1"),
+        ("network.num_steps", "0", "num_steps must be at least 1"),
+        ("network.widths", "8,x", "cannot read"),
+    ],
+)
+def test_override_refuses(name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DEBUG.override({name: text})
+
+
+@pytest.mark.parametrize("values", [{}, {"network": {}}, {**DEBUG.to_dict(), "unheard_of": 1}, {"network": None}])
+def test_from_dict_refuses_what_is_no_config(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        TrainConfig.from_dict(values)
+
+
+def test_every_field_is_read_by_the_source() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    read: set[str] = set()
+    for file in Path(training.config.__file__).parent.glob("*.py"):
+        if file.name != "config.py":  # validating a setting is not using it
+            nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
+            read |= {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}
+    assert fields - read == set()

@@ -1,0 +1,62 @@
+"""The report against brute force on a real bundle."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.bundle import load_bundle
+from model.runtime import BundleRuntime
+from model.scoring import Scorer, false_alarm_interval
+from training.data import load_data, split
+from training.evaluate import BATCH, auroc, level_rows, ood_report
+
+
+@pytest.fixture(scope="module")
+def runtime(debug_bundle: Path) -> BundleRuntime:
+    return BundleRuntime(load_bundle(debug_bundle), device="cpu", threads=1)
+
+
+def test_auroc_is_the_share_of_pairs_in_order_ties_half() -> None:
+    rng = np.random.default_rng(0)
+    inside, outside = rng.integers(0, 6, 40).astype(float), rng.integers(2, 8, 30).astype(float)
+    pairs = [(o > i) + 0.5 * (o == i) for i in inside for o in outside]
+    assert auroc(inside, outside) == pytest.approx(np.mean(pairs))
+    assert auroc(np.zeros(3), np.ones(4)) == 1
+
+
+def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
+    images = load_data("shapes", runtime.bundle.config)[: BATCH + 3]
+    rows = level_rows(runtime.energy, images)
+    features = runtime.level_statistics(images[:1]).features
+    assert rows.shape == (BATCH + 3, 4 + features.size)
+    np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, images[-3:]), rtol=1e-4, atol=1e-5)
+
+
+def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:
+    inside = split(load_data("shapes", runtime.bundle.config)).choice
+    outside = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
+    scorer = runtime.bundle.scorer
+    report = ood_report(runtime.energy, scorer, 4, inside, {"noise": outside, "itself": inside})
+    a, b = runtime.score(inside), runtime.score(outside)
+
+    assert report["test_images"] == len(inside)
+    for row in report["false_alarms"]:
+        assert row["observed"] == pytest.approx((a.p_value <= row["alpha"]).mean(), abs=1.5 / len(inside))
+        assert (row["low"], row["high"]) == false_alarm_interval(row["alpha"], len(scorer.calibration_scores))
+    noise = report["ood"]["noise"]
+    assert noise["images"] == 20
+    assert noise["auroc"] == pytest.approx(auroc(a.ood_score, b.ood_score), abs=1e-3)
+    assert noise["detected"] == {"0.01": 1.0, "0.05": 1.0, "0.1": 1.0}
+    energies = [auroc(a.energies[:, k], b.energies[:, k]) for k in range(4)]
+    assert noise["auroc_of_each_energy"] == pytest.approx(energies, abs=1e-3)
+    assert report["ood"]["itself"]["auroc"] == pytest.approx(0.5)
+
+
+def test_an_alpha_that_can_never_fire_is_left_out(runtime: BundleRuntime) -> None:
+    whole = runtime.bundle.scorer
+    scorer = Scorer(whole.mean, whole.whitening, whole.calibration_scores[:30])
+    images = load_data("shapes", runtime.bundle.config)[:10]
+    report = ood_report(runtime.energy, scorer, 4, images, {"same": images})
+    assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]
+    assert set(report["ood"]["same"]["detected"]) == {"0.05", "0.1"}

@@ -1,0 +1,151 @@
+"""Checkpoint to bundle: graphs that compute what the networks compute, and nothing of this machine."""
+
+import math
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import training
+from model.bundle import load_bundle
+from model.errors import CheckpointError, ParityError
+from model.networks import Generator
+from model.runtime import make_session
+from training import checkpoint
+from training.config import make_config
+from training.data import load_data, split
+from training.export import (
+    MAX_PARITY_ERROR,
+    export,
+    load_run,
+    make_graphs,
+    parity,
+    relative_error,
+    require_parity,
+    train_command,
+)
+from training.trainer import make_state
+
+GRAPHS = ["sampler.onnx", "generator.onnx", "energy.onnx"]
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_compute_what_the_networks_do_at_any_batch_size(
+    debug_bundle: Path, debug_run: Path, name: str, batch: int
+) -> None:
+    config, state = load_run(debug_run)
+    graph = make_graphs(config.network, state.generator_ema, state.energy_net_ema, batch)[name]
+    assert parity(graph, make_session((debug_bundle / name).read_bytes())) < MAX_PARITY_ERROR / 10
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_parity_sees_another_network(debug_bundle: Path, debug_run: Path, name: str) -> None:
+    config, _ = load_run(debug_run)
+    other = make_state(config)
+    graph = make_graphs(config.network, other.generator_ema, other.energy_net_ema, 6)[name]
+    error = parity(graph, make_session((debug_bundle / name).read_bytes()))
+    with pytest.raises(ParityError, match=name):
+        require_parity({name: error})
+
+
+def test_nan_is_infinite_error(debug_bundle: Path, debug_run: Path) -> None:
+    config, state = load_run(debug_run)
+    with torch.no_grad():
+        next(state.generator_ema.parameters()).fill_(math.nan)
+    graph = make_graphs(config.network, state.generator_ema, state.energy_net_ema, 2)["generator.onnx"]
+    assert parity(graph, make_session((debug_bundle / "generator.onnx").read_bytes())) == math.inf
+
+
+def test_relative_error() -> None:
+    assert relative_error(np.array([3.0, 4.4]), np.array([3.0, 4.0])) == pytest.approx(0.08)
+    assert relative_error(np.zeros(2), np.zeros(2)) == 0
+
+
+@pytest.mark.parametrize("error", [MAX_PARITY_ERROR * 1.01, math.inf, math.nan])
+def test_too_large_an_error_is_named(error: float) -> None:
+    require_parity({"a.onnx": 0.0, "b.onnx": MAX_PARITY_ERROR})
+    with pytest.raises(ParityError, match=r"b\.onnx") as caught:
+        require_parity({"a.onnx": 0.0, "b.onnx": error})
+    assert "a.onnx" not in str(caught.value)
+
+
+def test_bundle_holds_the_averaged_networks(debug_bundle: Path, debug_run: Path) -> None:
+    config, state = load_run(debug_run)
+    assert state.step == config.steps
+    for name in ("generator", "energy_net"):
+        averaged = getattr(state, f"{name}_ema").state_dict()
+        torch.testing.assert_close(load_file(debug_bundle / f"{name}.safetensors"), averaged, rtol=0, atol=0)
+    assert not torch.equal(*(next(g.parameters()) for g in (state.generator_ema, state.networks.generator)))
+
+
+def test_weights_and_manifest_rebuild_the_generator(debug_bundle: Path) -> None:
+    generator = Generator(load_bundle(debug_bundle).config)
+    generator.load_state_dict(load_file(debug_bundle / "generator.safetensors"))
+
+
+def test_manifest_says_how_it_was_trained_and_on_what(debug_bundle: Path, debug_run: Path) -> None:
+    bundle, config = load_bundle(debug_bundle), checkpoint.read_config(debug_run)
+    assert bundle.name == "debug"
+    assert bundle.config == config.network
+    assert bundle.training["trained_steps"] == config.steps
+    assert bundle.training["gamma"] == config.gamma
+    splits = split(load_data("shapes", config.network))
+    assert bundle.splits == splits.digests()
+    assert len(bundle.scorer.calibration_scores) == len(splits.calibration)
+    assert "debug" in (debug_bundle / "README.md").read_text()
+
+
+def test_bundle_says_nothing_of_the_machine_that_made_it(debug_bundle: Path, debug_run: Path) -> None:
+    source = str(Path(training.__file__).parent.parent)
+    for file in debug_bundle.iterdir():
+        contents = file.read_bytes()
+        for place in (source, sys.prefix, sys.base_prefix, str(debug_run.parent), "site-packages", "stack_trace"):
+            assert place.encode() not in contents, file.name
+        assert not re.search(rb"/\w+\.py\b", contents), file.name
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"steps": "7", "gamma": "0.001", "gradient_penalty": "conditional"},
+     {"adam_betas": "0.5,0.9", "network.widths": "8,8", "network.latent_dim": "4"}],
+    ids=["recipe", "scalars", "lists"],
+)  # fmt: skip
+def test_the_command_on_the_card_trains_the_same_config(settings: dict[str, str]) -> None:
+    config = make_config("debug").override(settings)
+    words = shlex.split(train_command(config))
+    assert words[:5] == ["ddaebm", "train", "debug", "--out", "RUN"]
+    flags, values = words[5::2], words[6::2]
+    assert set(flags) <= {"--set"}
+    assert make_config("debug").override(dict(value.split("=", 1) for value in values)) == config
+
+
+def test_the_command_leaves_the_place_of_the_data_open() -> None:
+    config = make_config("fashion-mnist").override({"data": "some/private/folder"})
+    assert train_command(config) == "ddaebm train fashion-mnist --data PATH --out RUN"
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint.write_config(tmp_path / "run", make_config("debug"))
+    with pytest.raises(CheckpointError, match="no checkpoint yet; train at least to step 20"):
+        export(tmp_path / "run", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no readable config\.json"):
+        export(tmp_path, tmp_path / "bundle")
+
+
+def test_a_run_of_points_is_refused(tmp_path: Path) -> None:
+    config = make_config("toy")
+    checkpoint.write_config(tmp_path / "run", config)
+    checkpoint.save(tmp_path / "run", make_state(config), config)
+    with pytest.raises(CheckpointError, match="only images are served"):
+        export(tmp_path / "run", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
