@@ -69,7 +69,6 @@ def train(
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
-    checkpoint.write_config(out, config)
     state = run(config, parts.train, out, device)
     print(f"{out}: step {state.step}; next: ddaebm export {out} --out BUNDLE")
 
@@ -180,7 +179,7 @@ def main() -> None:
     """Entry point: a known error is one line on stderr and exit code 1."""
     try:
         app()
-    except DdaebmError as error:
+    except (DdaebmError, OSError) as error:
         print(f"ddaebm: {error}", file=sys.stderr)
         raise SystemExit(1) from None
 

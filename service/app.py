@@ -63,7 +63,9 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
             logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
 
-    app = FastAPI(title="ddaebm", version=VERSION, description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="ddaebm", version=VERSION, description=_DESCRIPTION, lifespan=lifespan, responses=errors.RESPONSES
+    )
     app.add_middleware(
         RequestMiddleware,
         metrics=metrics,

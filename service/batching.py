@@ -121,6 +121,7 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        pieces: list[Piece] = []
         try:
             while pieces := self._take():
                 self._execute(pieces)
@@ -129,7 +130,8 @@ class Batcher:
             raise
         finally:
             with self._changed:
-                stranded = list(self._jobs)
+                self._closing = True
+                stranded = dict.fromkeys([*(job for job, _ in pieces), *self._jobs])  # each once
                 self._jobs.clear()
                 self.queued = 0
             _deliver([(job, BatcherStoppedError()) for job in stranded])
@@ -160,9 +162,11 @@ class Batcher:
         began = time.perf_counter()
         for job, _ in pieces:
             job.started = job.started or began
-        operation = pieces[0][0].operation
+        operation, count = pieces[0][0].operation, sum(len(rows) for _, rows in pieces)
         try:
             arrays = operation(np.concatenate([rows for _, rows in pieces]))
+            if any(len(array) != count for array in arrays):
+                raise RuntimeError(f"{count} rows in, {[len(array) for array in arrays]} out")
         except Exception as error:  # an engine's fault ends these requests, not the thread
             logger.exception("inference failed")
             for job, _ in pieces:
@@ -170,7 +174,7 @@ class Batcher:
             _deliver([(job, error) for job, _ in pieces])
             return
         ended = time.perf_counter()
-        self._observe(operation, sum(len(rows) for _, rows in pieces), ended - began)
+        self._observe(operation, count, ended - began)
         done: list[tuple[Job, Arrays | Exception]] = []
         start = 0
         for job, rows in pieces:
@@ -208,4 +212,6 @@ def _deliver(outcomes: Sequence[tuple[Job, Arrays | Exception]]) -> None:
             else:
                 job.future.set_result(outcome)
 
-    outcomes[0][0].future.get_loop().call_soon_threadsafe(settle)
+    loop = outcomes[0][0].future.get_loop()
+    if not loop.is_closed():  # a drain that ran out of time leaves nobody to tell
+        loop.call_soon_threadsafe(settle)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -35,6 +36,26 @@ class Problem(HTTPException):
             "detail": self.detail,
             **self.members,
         }
+
+
+class ProblemBody(BaseModel):
+    """What `problem_response` sends."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: str
+    request_id: str
+    errors: list[dict[str, str]] | None = None
+
+
+_CONTENT = {"application/problem+json": {"schema": ProblemBody.model_json_schema()}}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be served; `detail` says why.", "content": _CONTENT},
+    "5XX": {"description": "The service cannot serve it now.", "content": _CONTENT},
+}
 
 
 def problem_response(problem: Problem, path: str, request_id: str) -> Response:

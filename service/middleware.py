@@ -16,6 +16,7 @@ from service.metrics import Metrics
 
 logger = logging.getLogger("ddaebm")
 
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -63,7 +64,7 @@ class RequestMiddleware:
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if route != "unmatched" else "any"
+            method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
             if method == "POST" and status in _REASONS:

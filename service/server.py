@@ -8,8 +8,11 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
 from service.settings import Settings
+
+_OUR_LOGGER = {"handlers": ["default"], "level": "INFO", "propagate": False}
 
 
 class Server(uvicorn.Server):
@@ -41,8 +44,12 @@ def serve(app: FastAPI, settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         server_header=False,
+        log_config={**LOGGING_CONFIG, "loggers": {**LOGGING_CONFIG["loggers"], "ddaebm": _OUR_LOGGER}},
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     server = Server(config)
-    server.run()
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why
+        return 1
     return 0 if server.started else 1

@@ -32,7 +32,7 @@ class Service:
         if name is None:
             return next(iter(self.engines.values()))
         if name not in self.engines:
-            raise Problem(404, "unknown-model", f"no model {name!r}; loaded: {', '.join(self.engines)}")
+            raise Problem(404, "unknown-model", f"no model {name[:100]!r}; loaded: {', '.join(self.engines)}")
         return self.engines[name]
 
     def fault(self) -> str | None:

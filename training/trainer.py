@@ -186,6 +186,8 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
         raise ConfigError(f"device {device!r} is not to be had here; {accelerator.device.type!r} is")
     state = make_state(config, accelerator.device)
     checkpoint.resume(run, state, config)
+    if accelerator.is_main_process:
+        checkpoint.write_config(run, config)
     diffusion = Diffusion(make_schedule(config.network), accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)

@@ -21,7 +21,7 @@ router = APIRouter(tags=["samples"])
 _JSON, _PNG = "application/json", "image/png"
 
 
-def choose_media_type(accept: str | None) -> str:
+def choose_media_type(accept: str) -> str:
     """JSON or PNG by the Accept header, RFC 9110 section 12.5.1; JSON where both are as welcome.
 
     Raises:
@@ -71,7 +71,7 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
 
     The same seed gives the same bytes, whatever else is asked for at the same time.
     """
-    media_type = choose_media_type(request.headers.get("accept"))
+    media_type = choose_media_type(", ".join(request.headers.getlist("accept")))
     engine = service.engine(body.model)
     if body.seeds is not None:
         seeds = np.array(body.seeds, dtype=np.int64)

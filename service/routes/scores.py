@@ -84,14 +84,22 @@ async def read_files(request: Request, max_files: int) -> list[tuple[str, bytes]
                     raise Problem(
                         422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)"
                     )
-            files = [(part.filename or "", await part.read()) for _, part in parts if isinstance(part, UploadFile)]
+            files = [
+                (_printable(part.filename), await part.read()) for _, part in parts if isinstance(part, UploadFile)
+            ]
     except HTTPException as error:  # Starlette tells its reasons apart by text alone
         if str(error.detail).startswith("Too many files"):
             raise Problem(413, "too-many-images", f"more than {max_files} files; send fewer at once") from error
         raise
+    except (UnicodeError, LookupError, ValueError) as error:  # a charset that the client made up
+        raise Problem(400, "malformed-form", "the form cannot be decoded; leave its charset out") from error
     if not files:
         raise Problem(422, "invalid-request", f"no file named {_FIELD} (curl -F {_FIELD}=@FILE)")
     return files
+
+
+def _printable(name: str | None) -> str:
+    return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
 
 
 def decode_all(
@@ -103,11 +111,12 @@ def decode_all(
     for name, data in files:
         try:
             image = open_image(data, settings.max_image_pixels)
-            budget -= image.width * image.height
-            if budget < 0:
+            pixels = image.width * image.height
+            if pixels > budget:
                 raise ImageTooLargeError(
                     f"the request's images are over {settings.max_request_pixels} pixels together; send fewer at once"
                 )
+            budget -= pixels
             decoded.append((name, convert(image, contract)))
         except ImageError as error:
             decoded.append((name, _image_problem(error)))

@@ -1,0 +1,98 @@
+"""From nothing to a bundle by the commands alone: train, resume, export, evaluate, sample."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Cli, check_failure, run_cli
+
+TINY = ["network.num_steps=2", "network.widths=8", "network.norm_groups=2", "batch_size=4", "checkpoint_every=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run folder of two steps, made by `ddaebm train`."""
+    overrides = [part for assignment in TINY for part in ("--set", assignment)]
+    done = run_cli("train", "debug", "--out", "run", "--steps", 2, "--seed", 3, *overrides, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "step 2" in done.stdout
+    assert "ddaebm export run" in done.stdout
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    """A bundle, made by `ddaebm export`."""
+    done = run_cli("export", "run", "--out", "bundle", "--name", "mine", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "ddaebm serve --bundle bundle" in done.stdout
+    return run.parent / "bundle"
+
+
+def test_the_run_holds_its_settings(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    assert (config["recipe"], config["steps"], config["seed"], config["batch_size"]) == ("debug", 2, 3, 4)
+    assert (config["network"]["num_steps"], config["network"]["widths"]) == (2, [8])
+
+
+def test_a_run_is_not_trained_over(call: Cli, run: Path) -> None:
+    check_failure(call("train", "debug", "--out", run), 2, "run", "--resume")
+
+
+def test_a_run_is_not_resumed_as_another_recipe(call: Cli, run: Path) -> None:
+    check_failure(call("train", "toy", "--out", run, "--resume"), 2, "debug", "toy")
+
+
+def test_resuming_goes_on_to_more_steps(call: Cli, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    done = call("train", "debug", "--out", "run", "--resume", "--steps", 3, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "step 3" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("train nothing --out new", "nothing"),
+        ("train debug --out new --set nothing=1", "nothing"),
+        ("train debug --out new --set steps=many", "many"),
+        ("train debug --out new --set network.widths=7", "7"),
+        ("train debug --out new --data missing", "missing"),
+        ("train fashion-mnist --out new", "--data"),
+        ("export missing --out new", "missing"),
+        ("evaluate missing --data missing", "missing"),
+    ],
+)
+def test_what_cannot_be_done_exits_with_1_and_makes_nothing(
+    call: Cli, tmp_path: Path, command: str, named: str
+) -> None:
+    check_failure(call(*command.split()), 1, named)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundle_says_how_it_was_made(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert (manifest["name"], manifest["training"]["trained_steps"]) == ("mine", 2)
+    assert "ddaebm train debug" in (bundle / "README.md").read_text()
+
+
+def test_the_bundle_is_evaluated_and_sampled(bundle: Path, folder: Path) -> None:
+    done = run_cli("sample", "--bundle", "bundle", "--out", "made.npy", "-n", 12, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    np.save(folder / "black.npy", np.zeros((5, 16, 16), np.uint8))
+    done = run_cli("evaluate", "bundle", "--data", "made.npy", "--ood", "black=black.npy", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["test_images"] == 12
+    assert [alarms["alpha"] for alarms in report["false_alarms"]] == [0.01, 0.05, 0.1]
+    assert report["ood"]["black"]["images"] == 5
+    assert 0 <= report["ood"]["black"]["auroc"] <= 1
+    assert len(report["ood"]["black"]["auroc_of_each_energy"]) == 2
