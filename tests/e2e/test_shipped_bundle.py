@@ -1,0 +1,77 @@
+"""The bundle that users get: what its model card says holds on real images."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.testclient import TestClient
+
+from model.bundle import Bundle, find_bundle, load_bundle
+from model.images import make_grid
+from model.noise import image_seeds
+from model.readers import read_images
+from model.runtime import BundleRuntime
+from service.app import create_app
+from service.settings import Settings
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle(find_bundle("fashion-mnist"))
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Bundle) -> BundleRuntime:
+    return BundleRuntime(bundle, device="cpu")
+
+
+def p_values(runtime: BundleRuntime, name: str) -> NDArray[np.float64]:
+    return runtime.score(read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)).p_value
+
+
+def test_it_is_small_enough_to_ship(bundle: Bundle) -> None:
+    assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 16e6
+
+
+def test_its_picture_is_what_it_makes(bundle: Bundle, runtime: BundleRuntime) -> None:
+    shown = np.asarray(Image.open(io.BytesIO(bundle.file("samples.png").read_bytes())), dtype=int)
+    made = make_grid(runtime.sample(image_seeds(1, 64)))[..., 0].astype(int)
+    assert np.abs(shown - made).max() <= 1  # other processors may round another way
+
+
+def test_it_tells_digits_from_clothes(runtime: BundleRuntime) -> None:
+    clothes, digits = p_values(runtime, "fashion-mnist"), p_values(runtime, "mnist")
+    wins = (digits[:, None] < clothes).mean() + 0.5 * (digits[:, None] == clothes).mean()
+    assert wins > 0.95  # AUROC
+
+
+def test_its_false_alarms_are_as_promised(runtime: BundleRuntime) -> None:
+    # 512 images at 5 %: 25.6 expected; outside 11..45 with probability below 0.1 %.
+    assert 11 <= (p_values(runtime, "fashion-mnist") <= 0.05).sum() <= 45
+
+
+def test_what_it_makes_looks_normal_to_it(runtime: BundleRuntime) -> None:
+    made = runtime.score(runtime.sample(image_seeds(5, 64))).ood_score
+    digits = runtime.score(read_images(FIXTURES / "mnist-test-512.npz", runtime.bundle.contract)).ood_score
+    assert np.median(made) < np.median(digits)
+
+
+def test_the_service_takes_clothes_and_refuses_a_digit() -> None:
+    files = [("images", (name, (FIXTURES / name).read_bytes())) for name in ("fashion.png", "digit.png")]
+    with TestClient(create_app(Settings(_env_file=None, bundle="fashion-mnist", device="cpu"))) as client:
+        results = client.post("/v1/scores", files=files).json()["results"]
+    assert [result["is_ood"] for result in results] == [False, True]
+    assert [len(result["energies"]) for result in results] == [4, 4]
+    assert not any(result["resized"] for result in results)
+
+
+def test_nothing_of_the_machine_that_made_it_is_in_it(bundle: Bundle) -> None:
+    for file in bundle.path.iterdir():
+        contents = file.read_bytes()
+        assert b"site-packages" not in contents
+        assert b"stack_trace" not in contents

@@ -1,0 +1,44 @@
+"""Loss terms of the first 20 steps of a recipe, in float64: the maths must not change unknowingly.
+
+python -m tests.training.golden     writes them anew
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from model.diffusion import Diffusion
+from model.schedule import make_schedule
+from training.config import make_config
+from training.data import batch_at, load_data, split, to_tensor
+from training.trainer import Draws, draw, make_state, train_step
+
+FOLDER = Path(__file__).parent / "golden"
+RECIPES = ("debug", "toy")
+STEPS = 20
+
+
+def losses(recipe: str) -> list[dict[str, float]]:
+    config = make_config(recipe)
+    data = split(load_data(config.data, config.network)).train
+    accelerator = Accelerator(cpu=True)
+    state = make_state(config)
+    for module in (state.networks, state.generator_ema, state.energy_net_ema):
+        module.double()
+    diffusion = Diffusion(make_schedule(config.network), dtype=torch.float64)
+    terms = []
+    for step in range(STEPS):
+        x_clean = to_tensor(batch_at(data, step, config.batch_size, config.seed)).double()
+        k, *noise = draw(config, step, config.batch_size, accelerator.device)
+        draws = Draws(k, *(values.double() for values in noise))
+        step_terms = train_step(config, diffusion, state, x_clean, draws, accelerator)
+        terms.append({name: value.item() for name, value in step_terms.items()})
+    return terms
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in RECIPES:
+        (FOLDER / f"{name}.json").write_text(json.dumps(losses(name), indent=1) + "\n")
