@@ -47,7 +47,6 @@ class Job:
     started: float = 0.0  # first taken, and last delivered: perf_counter seconds
     finished: float = 0.0
     taken: int = 0
-    cancelled: bool = False
     parts: list[Arrays] = field(default_factory=list)
 
     @property
@@ -105,11 +104,7 @@ class Batcher:
 
     def cancel(self, job: Job) -> None:
         """Drop what of `job` has not run; nothing happens to a finished one."""
-        with self._changed:
-            if not job.cancelled and job in self._jobs:
-                self._jobs.remove(job)
-                self.queued -= job.left
-            job.cancelled = True
+        self._drop(job)
         job.future.cancel()
 
     def close(self, timeout: float) -> bool:
