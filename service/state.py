@@ -102,7 +102,8 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
+    # async, or FastAPI would call it on a worker thread
     return cast(Service, request.app.state.service)
 
 

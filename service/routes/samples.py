@@ -53,7 +53,7 @@ def _quality(accept: str, media_type: str) -> float:
     return best[1]
 
 
-def require_json(request: Request) -> None:
+async def require_json(request: Request) -> None:
     """Raises Problem 415 for a body that does not call itself JSON."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != _JSON:
