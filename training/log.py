@@ -1,13 +1,18 @@
-"""What a run says while it trains: metrics.jsonl, TensorBoard, sample grids, progress on stderr."""
+"""What a run says while it trains: means of its terms, metrics.jsonl, TensorBoard, sample grids, progress."""
 
 import json
 import sys
+import time
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from model.files import write_file
@@ -65,6 +70,28 @@ class RunLog:
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_file(folder / f"step-{step:07d}{suffix}", contents)
+
+
+class Meter:
+    """Means of the loss terms since they were last read, and the seconds a step."""
+
+    def __init__(self, step: int) -> None:
+        self._reset(step)
+
+    def _reset(self, step: int) -> None:
+        self.step, self.began = step, time.perf_counter()
+        self.terms: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.terms[name].append(value)
+
+    def read(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        means = {name: torch.stack(values).mean() for name, values in self.terms.items()}
+        metrics = {name: float(accelerator.reduce(value, "mean")) for name, value in means.items()}
+        metrics["seconds_per_step"] = (time.perf_counter() - self.began) / (step - self.step)
+        self._reset(step)
+        return metrics
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -6,8 +6,6 @@ integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
 """
 
 import math
-import time
-from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
 from training.data import batch_at, to_pixels, to_tensor
-from training.log import RunLog
+from training.log import Meter, RunLog
 from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl
 
 
@@ -130,7 +128,7 @@ def train_step(
     energy_loss = energy_real - energy_gen
     if penalty is not None:
         energy_loss = energy_loss + 0.5 * config.gamma * config.penalty_every * penalty
-    _update(accelerator, state.optimizer_energy, energy_loss, config, state.step, config.lr_energy)
+    energy_norm = _update(accelerator, state.optimizer_energy, energy_loss, config, state.step, config.lr_energy)
 
     # Generator and encoder: Jeffrey's divergence against the energy just updated. x_t_gen's graph
     # is still the current generator's, so no second forward pass is needed.
@@ -139,7 +137,8 @@ def train_step(
     log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
     reverse = reverse_kl(energy_net(x_t_gen, k), log_q, log_r, config.entropy_weight)
     forward = forward_kl(x_t, x_t_rec, mean, log_var)
-    _update(accelerator, state.optimizer_generator, reverse + forward, config, state.step, config.lr_generator)
+    loss = reverse + forward
+    generator_norm = _update(accelerator, state.optimizer_generator, loss, config, state.step, config.lr_generator)
     energy_net.requires_grad_(True)
 
     state.step += 1
@@ -149,23 +148,24 @@ def train_step(
 
     terms = {
         "energy_real": energy_real, "energy_gen": energy_gen, "penalty": penalty, "reverse_kl": reverse,
-        "forward_kl": forward, "log_r": log_r,
+        "forward_kl": forward, "log_r": log_r, "grad_norm_energy": energy_norm, "grad_norm_generator": generator_norm,
     }  # fmt: skip
     return {name: values.detach().mean() for name, values in terms.items() if values is not None}
 
 
 def _update(
     accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int, lr: float
-) -> None:
+) -> Tensor:
+    """One optimiser step on the mean loss; the norm of its gradient."""
+    (group,) = optimizer.param_groups
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss.mean())
     if accelerator.num_processes > 1:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
-    for group in optimizer.param_groups:
-        group["lr"] = cosine(step, config.steps, lr, config.lr_final)
+        for parameter in group["params"]:
+            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    group["lr"] = cosine(step, config.steps, lr, config.lr_final)
     optimizer.step()
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
 
 
 def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
@@ -213,28 +213,6 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
             if last or state.step % config.checkpoint_every == 0:
                 checkpoint.save(run, state, config)
     return state
-
-
-class Meter:
-    """Means of the loss terms since they were last read, and the seconds a step."""
-
-    def __init__(self, step: int) -> None:
-        self._reset(step)
-
-    def _reset(self, step: int) -> None:
-        self.step, self.began = step, time.perf_counter()
-        self.terms: defaultdict[str, list[Tensor]] = defaultdict(list)
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.terms[name].append(value)
-
-    def read(self, step: int, accelerator: Accelerator) -> dict[str, float]:
-        means = {name: torch.stack(values).mean() for name, values in self.terms.items()}
-        metrics = {name: float(accelerator.reduce(value, "mean")) for name, value in means.items()}
-        metrics["seconds_per_step"] = (time.perf_counter() - self.began) / (step - self.step)
-        self._reset(step)
-        return metrics
 
 
 def _require_finite(metrics: dict[str, float], state: TrainState, run: Path) -> None:
