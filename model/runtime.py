@@ -60,6 +60,8 @@ def make_session(graph: bytes | str, providers: Sequence[str] = ("CPUExecutionPr
     """A session over one ONNX graph; threads = 0 takes one a physical core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # The arena keeps the largest batch of every size for ever: half of the memory, and no time won.
+    options.enable_cpu_mem_arena = False
     # Spinning between batches would burn a core of an idle server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return Session(graph, options, providers=list(providers))
