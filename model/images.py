@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
 
@@ -19,6 +20,8 @@ Image.MAX_IMAGE_PIXELS = None
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 16_000_000
+MAX_SIDE = 16_384  # resizing a very long, thin image costs far more than its pixels tell
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF tags
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
 
@@ -54,7 +57,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Raises:
         ImageFormatError: not an image of `FORMATS`.
-        ImageTooLargeError: its header claims more than `max_pixels`.
+        ImageTooLargeError: its header claims more than `max_pixels`, or a side over `MAX_SIDE`.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -62,6 +65,16 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
         raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
+    if max(image.size) > MAX_SIDE:
+        raise ImageTooLargeError(
+            f"the image claims {image.width}x{image.height} pixels; no side may be over {MAX_SIDE}"
+        )
+    if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image, and are decoded whole
+        width, height = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_HEIGHT, 1)
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise ImageFormatError("the image's tile size is not a number")
+        if width * height > max_pixels:
+            raise ImageTooLargeError(f"the image has tiles of {width}x{height} pixels, over the limit of {max_pixels}")
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels}; send a smaller one"

@@ -64,7 +64,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
 
     app = FastAPI(
-        title="ddaebm", version=VERSION, description=_DESCRIPTION, lifespan=lifespan, responses=errors.RESPONSES
+        title="ddaebm",
+        version=VERSION,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        responses=errors.RESPONSES,
+        redirect_slashes=False,
     )
     app.add_middleware(
         RequestMiddleware,

@@ -72,7 +72,10 @@ class RequestMiddleware:
 
     def _too_large(self) -> Problem:
         return Problem(
-            413, "body-too-large", f"the request body is over {self.max_body_bytes} bytes; send less at once"
+            413,
+            "body-too-large",
+            f"the request body is over {self.max_body_bytes} bytes; send less at once",
+            {"Connection": "close"},
         )
 
     def _check_length(self, headers: Headers) -> None:

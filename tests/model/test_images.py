@@ -187,3 +187,24 @@ def test_grid_layout(count: int, columns: int | None, shape: tuple[int, int]) ->
 
 def test_unit_range() -> None:
     np.testing.assert_array_equal(to_unit(np.array([0.0, 127.5, 255.0])), [-1, 0, 1])
+
+
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_a_very_long_image_is_refused_before_it_is_resized(size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", size).save(buffer, "PNG")
+    with pytest.raises(ImageTooLargeError, match="no side may be over"):
+        open_image(buffer.getvalue())
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A 1x1 grey TIFF that claims square tiles of `side`, by hand: Pillow writes none."""
+    tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+
+
+def test_a_tiff_with_tiles_larger_than_the_budget_is_refused() -> None:
+    assert open_image(tiled_tiff(1_024)).size == (1, 1)
+    with pytest.raises(ImageTooLargeError, match="tiles of 16384x16384"):
+        open_image(tiled_tiff(16_384))
