@@ -25,9 +25,12 @@ class ModelConfig:
     beta_max: float = 20.0
     time_eps: float = 1e-3  # t_0; state 0 carries noise of std about 0.01
     latent_dim: int = 64  # nz
-    embed_dim: int = 128  # width of the conditioning vector
     widths: tuple[int, ...] = (32, 64)  # U-Net: channels of each level; MLP: width of each hidden layer
-    # The rest is the U-Net's alone.
+    # The MLP's alone.
+    frequency: float = 0.0  # > 0: the first layer begins with random weights up to it, for fine structure
+    energy_curvature: float = 0.0  # > 0: K of E = ½·K·‖x - h‖², which rises outside the data by itself; 0: a scalar
+    # The U-Net's alone.
+    embed_dim: int = 128  # width of the conditioning vector
     patch_size: int = 2  # pixels are folded into channels before the first convolution
     blocks_per_level: int = 2
     middle_blocks: int = 3
@@ -45,6 +48,11 @@ class ModelConfig:
             raise ConfigError(f"need 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}")
         if not 0 < self.time_eps < 1:
             raise ConfigError(f"time_eps must lie in (0, 1), not {self.time_eps}")
+        for name in ("frequency", "energy_curvature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}")
+        if 0 < self.frequency < 1:
+            raise ConfigError(f"frequency must be 0 or at least 1, not {self.frequency}")
         if self.embed_dim < 4 or self.embed_dim % 2:
             raise ConfigError(f"embed_dim must be even and at least 4, not {self.embed_dim}")
         if any(type(value) is not int for value in (*self.data_shape, *self.widths)):

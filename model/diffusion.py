@@ -36,9 +36,13 @@ class Diffusion:
         """E[x_t | x_tp1, x_clean = x0_hat]."""
         return _at(self.c1, k, x0_hat) * x0_hat + _at(self.c2, k, x_tp1) * x_tp1
 
-    def posterior_sample(self, x0_hat: Tensor, x_tp1: Tensor, k: Tensor, eps: Tensor) -> Tensor:
-        """x_t ~ q(x_t | x_tp1, x0_hat); at k = 0 the mean, in training as in sampling."""
-        std = _at(self.posterior_std, k, eps) * (_at_shape(k, eps) > 0)
+    def posterior_sample(
+        self, x0_hat: Tensor, x_tp1: Tensor, k: Tensor, eps: Tensor, noise_at_zero: bool = False
+    ) -> Tensor:
+        """x_t ~ q(x_t | x_tp1, x0_hat); at k = 0 the mean, as in sampling, or with `noise_at_zero` the draw."""
+        std = _at(self.posterior_std, k, eps)
+        if not noise_at_zero:
+            std = std * (_at_shape(k, eps) > 0)
         return self.posterior_mean(x0_hat, x_tp1, k) + std * eps
 
     def log_q(self, x_tp1: Tensor, x_t: Tensor, k: Tensor) -> Tensor:

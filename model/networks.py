@@ -10,19 +10,31 @@ from model.config import ModelConfig
 
 
 class Generator(nn.Module):
-    """G(x_tp1, z, k) -> x0_hat, the implicit half of p_phi(x_t | x_tp1)."""
+    """G(x_tp1, z, k) -> x0_hat, the implicit half of p_phi(x_t | x_tp1).
+
+    Images: z is put on the sphere and conditions every block. Points: z is an input like x_tp1, since a
+    sphere would take one of its few dimensions away.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.data_shape[0]
         self.is_image = config.is_image
-        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
-        self.mapping = LatentMapping(config.latent_dim, config.embed_dim)
-        self.backbone = (UNet if config.is_image else MLP)(config, channels, channels)
+        self.backbone: nn.Module
+        if config.is_image:
+            self.embed = StepEmbedding(config.num_steps, config.embed_dim)
+            self.mapping = LatentMapping(config.latent_dim, config.embed_dim)
+            self.backbone = UNet(config, channels, channels)
+        else:
+            self.backbone = MLP(config, channels + config.latent_dim, channels, sines=config.frequency > 0)
 
     def forward(self, x_tp1: Tensor, z: Tensor, k: Tensor) -> Tensor:
-        x0_hat: Tensor = self.backbone(x_tp1, self.embed(k) + self.mapping(z))[0]
-        return x0_hat.tanh() if self.is_image else x0_hat
+        x0_hat: Tensor
+        if self.is_image:
+            x0_hat, _ = self.backbone(x_tp1, self.embed(k) + self.mapping(z))
+            return x0_hat.tanh()
+        x0_hat, _ = self.backbone(torch.cat([x_tp1, z], 1), k)
+        return x0_hat
 
 
 class Levels(NamedTuple):
@@ -36,19 +48,27 @@ class Levels(NamedTuple):
 class EnergyNet(nn.Module):
     """E(x_t, k), one scalar an input, low on data; p_theta(x_t | x_tp1) ∝ exp(-E)·q(x_tp1 | x_t).
 
-    Images: E = ½‖x_t - h(x_t, k)‖², so that every pixel has a share. Points: a scalar output.
+    Images: E = ½‖x_t - h(x_t, k)‖², so that every pixel has a share. Points: the same times
+    `config.energy_curvature`, or a scalar output where that is 0.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.data_shape[0]
         self.is_image = config.is_image
-        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
-        self.backbone = (UNet if config.is_image else MLP)(config, channels, channels if config.is_image else 1)
+        self.curvature = 1.0 if config.is_image else config.energy_curvature
+        self.backbone: nn.Module
+        if config.is_image:
+            self.embed = StepEmbedding(config.num_steps, config.embed_dim)
+            self.backbone = UNet(config, channels, channels)
+        else:
+            self.backbone = MLP(config, channels, channels if self.curvature else 1)
 
     def levels(self, x_t: Tensor, k: Tensor) -> Levels:
-        h, features = self.backbone(x_t, self.embed(k))
-        energy_map = 0.5 * (x_t - h).square().sum(1) if self.is_image else h
+        h, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
+        energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
+        if not self.is_image:
+            return Levels(energy_map, energy_map[:, None], features)
         return Levels(energy_map.flatten(1).sum(1), energy_map, features)
 
     def forward(self, x_t: Tensor, k: Tensor) -> Tensor:
@@ -62,21 +82,21 @@ class Encoder(nn.Module):
         super().__init__()
         channels = config.data_shape[0]
         self.is_image = config.is_image
-        self.embed = StepEmbedding(config.num_steps, config.embed_dim)
         self.backbone: nn.Module
         self.head: nn.Module
         if config.is_image:
+            self.embed = StepEmbedding(config.num_steps, config.embed_dim)
             # The contracting half is enough to name a latent, and one block a level trains as well.
             self.backbone = Trunk(config, 2 * channels, blocks_per_level=1, middle_blocks=1)
             _, height, width = config.data_shape
             fold = config.patch_size * 2 ** (len(config.widths) - 1)
             self.head = nn.Linear(config.widths[-1] * (height // fold) * (width // fold), 2 * config.latent_dim)
         else:
-            self.backbone = MLP(config, 2 * channels, 2 * config.latent_dim)
+            self.backbone = MLP(config, 2 * channels, 2 * config.latent_dim, sines=config.frequency > 0)
             self.head = nn.Identity()
 
     def forward(self, x_t: Tensor, x_tp1: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        h, _ = self.backbone(torch.cat([x_t, x_tp1], 1), self.embed(k))
+        h, _ = self.backbone(torch.cat([x_t, x_tp1], 1), self.embed(k) if self.is_image else k)
         mean, log_var = self.head(h.flatten(1)).chunk(2, 1)
         return mean, log_var
 

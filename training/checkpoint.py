@@ -49,7 +49,8 @@ def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
     folder = run / "checkpoints" / f"step-{state.step:07d}"
     with write_folder(folder) as beside:
         for name, module in _modules(state).items():
-            save_file(module.state_dict(), beside / f"{name}.safetensors")
+            weights = {key: value.contiguous() for key, value in module.state_dict().items()}
+            save_file(weights, beside / f"{name}.safetensors")
         torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, beside / "optimizers.pt")
         (beside / "state.json").write_text(json.dumps({"step": state.step, "network": config.network.to_dict()}))
     for old in list_checkpoints(run)[:-KEEP]:

@@ -29,7 +29,7 @@ def gradient_penalty(
         ValueError: `kind` is neither.
     """
     x_t = x_t.detach().requires_grad_()
-    energy = energy_net(x_t, k)
+    energy = energy_net.forward(x_t, k)  # not called: what torch.compile makes of a call has no second derivative
     if kind == "r1":
         potential = energy
     elif kind == "conditional":
@@ -49,13 +49,25 @@ def reverse_kl(energy: Tensor, log_q: Tensor, log_r: Tensor, entropy_weight: flo
     return energy - log_q - entropy_weight * log_r
 
 
-def forward_kl(x_t: Tensor, reconstruction: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """The ELBO of KL(q ‖ p_phi): squared error, summed, plus KL(r(z | x_t, x_tp1) ‖ N(0, I)).
+def forward_kl(x_t: Tensor, reconstruction: Tensor, mean: Tensor, log_var: Tensor, var: Tensor | float = 0.5) -> Tensor:
+    """The ELBO of KL(q ‖ p_phi) up to a constant: summed squared error / (2·var) + KL(r(z | x_t, x_tp1) ‖ N(0, I)).
 
-    The squared error without a factor is a Gaussian likelihood of variance ½.
+    Args:
+        var: variance of the Gaussian likelihood, (B,) or one number; the default is the paper's squared error.
     """
     error = (x_t - reconstruction).square().flatten(1).sum(1)
-    return error + kl_to_standard_normal(mean, log_var)
+    return error / (2 * var) + kl_to_standard_normal(mean, log_var)
+
+
+def value_penalty(energy_real: Tensor, energy_gen: Tensor, level: Tensor) -> Tensor:
+    """Half the squared distances of both energies from `level`, the mean real energy of the same k; each (B,).
+
+    Holds the energy where the generator lags behind: without it the energy of a region with too many
+    samples climbs without bound, since an adversary answers late. It biases a density by a share that
+    does not depend on how narrow its modes are, as a gradient penalty's does (energies squared: Du and
+    Mordatch 2019, *Implicit Generation and Modeling with Energy-Based Models*, section 3.3).
+    """
+    return 0.5 * ((energy_real - level).square() + (energy_gen - level).square())
 
 
 def kl_to_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.data import batch_at, to_pixels, to_tensor
 from training.log import Meter, RunLog
-from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl
+from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl, value_penalty
 
 
 class Draws(NamedTuple):
@@ -68,6 +70,8 @@ def make_state(config: TrainConfig, device: torch.device | str = "cpu") -> Train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         networks = Networks(config.network)
+    if torch.device(device).type == "cuda":  # what its convolutions are written for; slower on a CPU
+        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     networks.to(device)
     generator_params = [*networks.generator.parameters(), *networks.encoder.parameters()]
 
@@ -102,12 +106,13 @@ def train_step(
     draws: Draws,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One update of the energy network, then one of generator and encoder.
+    """One update of all three networks, each from the others as they were.
 
     Returns:
         Means over the batch of each loss term, detached.
     """
-    generator, energy_net, encoder = state.networks.generator, state.networks.energy_net, state.networks.encoder
+    energy_net = state.networks.energy_net
+    generator, energy, encoder = (partial(_forward, config, net) for net in state.networks.values())
     k = draws.k
     x_t, x_tp1 = diffusion.forward_pair(x_clean, k, draws.eps_t, draws.eps_tp1)
 
@@ -115,35 +120,46 @@ def train_step(
     mean, log_var = encoder(x_t, x_tp1, k)
     z_encoded = mean + (0.5 * log_var).exp() * draws.eps_z
     x0_hat, x0_rec = generator(torch.cat([x_tp1, x_tp1]), torch.cat([draws.z, z_encoded]), torch.cat([k, k])).chunk(2)
-    x_t_gen = diffusion.posterior_sample(x0_hat, x_tp1, k, draws.eps_gen)
+    x_t_gen = diffusion.posterior_sample(x0_hat, x_tp1, k, draws.eps_gen, config.noise_at_zero)
     x_t_rec = diffusion.posterior_mean(x0_rec, x_tp1, k)
 
     # Energy: low on real pairs, high on generated ones, smooth at the real ones.
+    x_gen = x_t_gen.detach().requires_grad_()
+    penalty = None
     if state.step % config.penalty_every == 0:
         energy_real, penalty = gradient_penalty(energy_net, diffusion, x_t, x_tp1, k, config.gradient_penalty)
+        energy_gen = energy(x_gen, k)
     else:
-        energy_real = energy_net(x_t, k)
-        penalty = None
-    energy_gen = energy_net(x_t_gen.detach(), k)
+        energy_real, energy_gen = energy(torch.cat([x_t, x_gen]), torch.cat([k, k])).chunk(2)
     energy_loss = energy_real - energy_gen
     if penalty is not None:
         energy_loss = energy_loss + 0.5 * config.gamma * config.penalty_every * penalty
-    energy_norm = _update(accelerator, state.optimizer_energy, energy_loss, config, state.step, config.lr_energy)
+    if config.value_penalty:
+        level = _means_by_step(energy_real.detach(), k, diffusion, accelerator)[k]
+        energy_loss = energy_loss + config.value_penalty * value_penalty(energy_real, energy_gen, level)
+        (slope,) = torch.autograd.grad(energy_gen.sum(), x_gen, retain_graph=True)
+        accelerator.backward(energy_loss.mean())
+    else:  # the energy's slope at x_gen comes with its backward pass
+        accelerator.backward(energy_loss.mean())
+        assert x_gen.grad is not None
+        slope = -len(k) * x_gen.grad
 
-    # Generator and encoder: Jeffrey's divergence against the energy just updated. x_t_gen's graph
-    # is still the current generator's, so no second forward pass is needed.
-    energy_net.requires_grad_(False)
+    # Generator and encoder: Jeffrey's divergence. The energy is taken to first order around x_t_gen:
+    # its value and gradient are at hand, so that the network need not run again.
+    energy_first_order = energy_gen.detach() + (slope * (x_t_gen - x_gen.detach())).flatten(1).sum(1)
     log_q = diffusion.log_q(x_tp1, x_t_gen, k)
     log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
-    reverse = reverse_kl(energy_net(x_t_gen, k), log_q, log_r, config.entropy_weight)
-    forward = forward_kl(x_t, x_t_rec, mean, log_var)
-    loss = reverse + forward
-    generator_norm = _update(accelerator, state.optimizer_generator, loss, config, state.step, config.lr_generator)
-    energy_net.requires_grad_(True)
+    reverse = reverse_kl(energy_first_order, log_q, log_r, config.entropy_weight)
+    var = diffusion.posterior_std[k].square().clamp_min(config.likelihood_floor) if config.likelihood_floor else 0.5
+    forward = forward_kl(x_t, x_t_rec, mean, log_var, var)
+    accelerator.backward((reverse + forward).mean())
+
+    energy_norm = _update(accelerator, state.optimizer_energy, config, state.step, config.lr_energy)
+    generator_norm = _update(accelerator, state.optimizer_generator, config, state.step, config.lr_generator)
 
     state.step += 1
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))  # warm-up: forget the random start
-    ema_update(state.generator_ema, generator, decay)
+    ema_update(state.generator_ema, state.networks.generator, decay)
     ema_update(state.energy_net_ema, energy_net, decay)
 
     terms = {
@@ -153,19 +169,36 @@ def train_step(
     return {name: values.detach().mean() for name, values in terms.items() if values is not None}
 
 
+def _forward(config: TrainConfig, network: nn.Module, *inputs: Tensor) -> Any:
+    """What `network` makes of `inputs`, in float32 or wider, by `config.precision`."""
+    if config.precision == "fp32":
+        return network(*inputs)
+    with torch.autocast(inputs[0].device.type, torch.bfloat16):
+        outputs = network(*inputs)
+    return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
+
+
+def _means_by_step(values: Tensor, k: Tensor, diffusion: Diffusion, accelerator: Accelerator) -> Tensor:
+    """Mean of `values` (B,) over the samples of each k in all processes, (T,); 0 where there are none."""
+    of_step = F.one_hot(k, diffusion.num_steps).to(values.dtype)  # (B, T)
+    sums, counts = accelerator.reduce(torch.stack([values @ of_step, of_step.sum(0)]), "sum")
+    means: Tensor = sums / counts.clamp_min(1)
+    return means
+
+
 def _update(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int, lr: float
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, lr: float
 ) -> Tensor:
-    """One optimiser step on the mean loss; the norm of its gradient."""
+    """One optimiser step on the gradients at hand, which are then dropped; the norm of them."""
     (group,) = optimizer.param_groups
-    optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss.mean())
     if accelerator.num_processes > 1:
         for parameter in group["params"]:
             parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
     group["lr"] = cosine(step, config.steps, lr, config.lr_final)
     optimizer.step()
-    return torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
@@ -188,6 +221,9 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     checkpoint.resume(run, state, config)
     if accelerator.is_main_process:
         checkpoint.write_config(run, config)
+    if config.compile:
+        for network in state.networks.values():
+            network.compile(dynamic=False)
     diffusion = Diffusion(make_schedule(config.network), accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)

@@ -71,6 +71,24 @@ def test_every_output_pixel_sees_the_whole_image() -> None:
 
 def test_mlp_returns_its_last_hidden_layer_as_features() -> None:
     mlp = MLP(ModelConfig(data_shape=(2,), embed_dim=8, widths=(10, 6)), 2, 1)
-    out, features = mlp(torch.randn(3, 2), torch.randn(3, 8))
+    out, features = mlp(torch.randn(3, 2), torch.tensor([0, 3, 1]))
     assert features.shape == (3, 6)
     torch.testing.assert_close(out, mlp.head(features))
+
+
+def test_a_frequency_spreads_scales_and_places_of_the_first_layer() -> None:
+    torch.manual_seed(0)
+    layer = MLP(ModelConfig(data_shape=(2,), widths=(4_000, 6), frequency=20.0), 2, 1).layers[0]
+    lengths = layer.weight.norm(dim=1)
+    assert 1 <= lengths.min() < 1.01
+    assert 19.5 < lengths.max() <= 20.001
+    assert lengths.log().mean().item() == pytest.approx(math.log(20) / 2, rel=0.05)  # log-uniform
+    from_origin = layer.bias.abs() / lengths  # of the line where a unit is zero
+    assert from_origin.max() <= 8**0.5
+    assert from_origin.median() > 0.5
+
+
+def test_sines_bound_the_first_layer_alone() -> None:
+    config, x, k = ModelConfig(data_shape=(2,), widths=(10,), frequency=20.0), 1e3 * torch.randn(50, 2), torch.zeros(50)
+    assert MLP(config, 2, 1, sines=True)(x, k.long())[1].abs().max() <= 1
+    assert MLP(config, 2, 1)(x, k.long())[1].max() > 1

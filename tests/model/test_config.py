@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ BAD = [
     ({"time_eps": 0.0}, "time_eps"),
     ({"time_eps": 1.0}, "time_eps"),
     ({"embed_dim": 2}, "embed_dim"),
+    ({"frequency": 0.5}, "frequency"),
+    ({"frequency": math.inf}, "frequency"),
+    ({"energy_curvature": -1.0}, "energy_curvature"),
     ({"embed_dim": 33}, "embed_dim"),
     ({"widths": ()}, "widths"),
     ({"widths": (32, -8)}, "widths"),

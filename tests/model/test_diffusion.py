@@ -55,6 +55,8 @@ def test_posterior_sample_adds_noise_except_at_the_last_transition() -> None:
     assert torch.equal(added[0], torch.zeros(SHAPE, dtype=torch.float64))
     std = torch.as_tensor(SCHEDULE.posterior_log_var).mul(0.5).exp()
     torch.testing.assert_close(added[1:], column(std[K[1:]]) * eps[1:])
+    everywhere = DIFFUSION.posterior_sample(x0_hat, x_tp1, K, eps, noise_at_zero=True)
+    torch.testing.assert_close(everywhere - DIFFUSION.posterior_mean(x0_hat, x_tp1, K), column(std[K]) * eps)
 
 
 @pytest.mark.parametrize("k", range(4))

@@ -1,5 +1,7 @@
 """The three networks: shapes, what each output depends on, and gradients that reach everything."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from model.networks import Networks
 IMAGES = ModelConfig(data_shape=(3, 16, 8), latent_dim=6, embed_dim=16, widths=(8, 16), blocks_per_level=1,
                      middle_blocks=1, norm_groups=4)  # fmt: skip
 POINTS = ModelConfig(data_shape=(2,), latent_dim=6, embed_dim=16, widths=(20, 12))
-BOTH = pytest.mark.parametrize("config", [IMAGES, POINTS], ids=["images", "points"])
+FINE = dataclasses.replace(POINTS, frequency=20.0, energy_curvature=10.0)
+BOTH = pytest.mark.parametrize("config", [IMAGES, POINTS, FINE], ids=["images", "points", "fine points"])
 
 
 def perturbed(config: ModelConfig) -> Networks:

@@ -16,7 +16,7 @@ from training.data import batch_at, load_data, split, to_tensor
 from training.trainer import Draws, draw, make_state, train_step
 
 FOLDER = Path(__file__).parent / "golden"
-RECIPES = ("debug", "toy")
+RECIPES = ("debug", "toy", "toy-paper")
 STEPS = 20
 
 

@@ -28,7 +28,10 @@ BAD = [
     ("lr_final", -1e-4),
     ("gamma", -0.1),
     ("entropy_weight", -0.1),
+    ("value_penalty", -1.0),
+    ("likelihood_floor", float("nan")),
     ("gradient_penalty", "r2"),
+    ("precision", "fp16"),
     ("ema_decay", 1.0),
     ("ema_decay", -0.1),
 ]
@@ -49,7 +52,7 @@ def test_every_recipe_builds_and_survives_json(recipe: str) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="there are debug, toy, fashion-mnist"):
+    with pytest.raises(ConfigError, match="there are debug, toy, toy-paper, fashion-mnist"):
         make_config("imagenet")
 
 

@@ -1,5 +1,7 @@
 """The losses against `torch.distributions` and energies whose gradients are known."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +10,14 @@ from torch.distributions import Normal, kl_divergence
 from model.config import ModelConfig
 from model.diffusion import Diffusion
 from model.schedule import make_schedule
-from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, kl_to_standard_normal, reverse_kl
+from training.losses import (
+    forward_kl,
+    gaussian_log_prob,
+    gradient_penalty,
+    kl_to_standard_normal,
+    reverse_kl,
+    value_penalty,
+)
 
 SCHEDULE = make_schedule(ModelConfig(data_shape=(2,), widths=(8,)))
 DIFFUSION = Diffusion(SCHEDULE, dtype=torch.float64)
@@ -54,6 +63,21 @@ def test_forward_kl_is_a_gaussian_elbo_of_variance_one_half() -> None:
     constant = 12 * Normal(0.0, 0.5**0.5).log_prob(torch.tensor(0.0, dtype=torch.float64))
     expected = constant - likelihood + kl_to_standard_normal(mean, log_var)
     torch.testing.assert_close(forward_kl(x_t, reconstruction, mean, log_var), expected)
+
+
+def test_forward_kl_takes_a_variance_a_sample() -> None:
+    x_t, reconstruction = randn(2, 5, 3, 2, 2)
+    mean, log_var = randn(2, 5, 4, seed=1)
+    var = torch.tensor([0.001, 0.1, 0.5, 1.0, 2.0], dtype=torch.float64)
+    likelihood = Normal(reconstruction, var.sqrt()[:, None, None, None]).log_prob(x_t).sum((1, 2, 3))
+    constant = -6 * (2 * math.pi * var).log()
+    expected = constant - likelihood + kl_to_standard_normal(mean, log_var)
+    torch.testing.assert_close(forward_kl(x_t, reconstruction, mean, log_var, var), expected)
+
+
+def test_value_penalty_is_half_the_squared_distance_from_the_level() -> None:
+    real, generated, level = torch.tensor([1.0, 3, 10]), torch.tensor([2.0, 5, 10]), torch.tensor([2.0, 2, 11])
+    torch.testing.assert_close(value_penalty(real, generated, level), 0.5 * torch.tensor([1.0 + 0, 1 + 9, 1 + 1]))
 
 
 def test_r1_is_the_squared_gradient_of_the_energy() -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from model.diffusion import Diffusion
 from model.errors import CheckpointError, ConfigError, NonFiniteLossError
-from training.checkpoint import list_checkpoints, write_config
+from model.schedule import make_schedule
+from training.checkpoint import list_checkpoints, resume, save, write_config
 from training.config import TrainConfig, make_config
 from training.data import load_data, split
-from training.trainer import TrainState, cosine, ema_update, make_state, train
+from training.trainer import TrainState, _means_by_step, cosine, ema_update, make_state, train
 
 TINY = make_config("debug").override(
     {"steps": "6", "batch_size": "8", "checkpoint_every": "2", "log_every": "1", "sample_every": "6"}
@@ -64,6 +67,7 @@ def test_same_seed_same_files_whatever_the_global_generators(whole_run: Path, tm
 @pytest.mark.parametrize(
     "setting",
     [{"seed": "1"}, {"gamma": "1"}, {"gradient_penalty": "conditional"}, {"entropy_weight": "1"},
+     {"value_penalty": "1"}, {"precision": "bf16"}, {"likelihood_floor": "1e-2"}, {"noise_at_zero": "true"},
      {"lr_energy": "1e-3"}, {"lr_generator": "1e-3"}, {"lr_final": "1e-3"}, {"adam_betas": "0.5,0.9"}],
     ids=str,
 )  # fmt: skip
@@ -182,6 +186,42 @@ def test_both_optimisers_follow_their_own_cosine(tmp_path: Path) -> None:
     state = run_tiny(tmp_path, steps="3", lr_generator="1e-3", lr_energy="1e-4", lr_final="0")
     assert state.optimizer_generator.param_groups[0]["lr"] == cosine(2, 3, 1e-3, 0)
     assert state.optimizer_energy.param_groups[0]["lr"] == cosine(2, 3, 1e-4, 0)
+
+
+def test_means_by_step() -> None:
+    values, k = torch.tensor([1.0, 3, 10, 10]), torch.tensor([0, 0, 2, 2])
+    diffusion = Diffusion(make_schedule(TINY.network))
+    assert _means_by_step(values, k, diffusion, Accelerator(cpu=True)).tolist() == [2, 0, 10, 0]
+
+
+def test_bf16_leaves_the_penalty_in_full_precision(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "fp32", steps="1")
+    run_tiny(tmp_path / "bf16", steps="1", precision="bf16")
+    (full,), (half,) = metrics(tmp_path / "fp32"), metrics(tmp_path / "bf16")
+    for term in ("penalty", "energy_real"):
+        assert half[term] == full[term]
+    for term in ("energy_gen", "reverse_kl", "forward_kl"):
+        assert half[term] != full[term]
+        assert half[term] == pytest.approx(full[term], rel=0.02)
+
+
+@pytest.mark.parametrize("penalty_every", ["1", "2"])
+def test_compiled_networks_train_alike(tmp_path: Path, penalty_every: str) -> None:
+    settings = {"penalty_every": penalty_every, "steps": "2"}
+    eager = weights(run_tiny(tmp_path / "eager", **settings))
+    compiled = weights(run_tiny(tmp_path / "compiled", **settings, compile="true"))
+    assert (compiled - eager).abs().max() < 1e-3  # Adam turns rounding into steps of the learning rate, 2e-4
+    assert (compiled - eager).abs().mean() < 1e-5
+    assert [line["step"] for line in metrics(tmp_path / "compiled")] == [1, 2]
+
+
+def test_a_network_in_channels_last_is_saved_and_resumed(tmp_path: Path) -> None:
+    state = make_state(TINY)
+    state.networks.to(memory_format=torch.channels_last)
+    save(tmp_path, state, TINY)
+    other = make_state(TINY.override({"seed": "1"}))
+    resume(tmp_path, other, TINY)
+    assert torch.equal(weights(other), weights(state))
 
 
 def test_a_lazy_penalty_weighs_as_much_in_sum(tmp_path: Path) -> None:
