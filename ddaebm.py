@@ -45,7 +45,7 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="debug, toy or fashion-mnist")],
+    recipe: Annotated[str, typer.Argument(help="debug, toy, toy-paper or fashion-mnist")],
     out: Annotated[Path, typer.Option(help="run folder")],
     data: Annotated[str | None, typer.Option(help="folder of images, .npy, .npz or IDX file")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
@@ -109,6 +109,24 @@ def evaluate(
     test = read_images(data, loaded.contract)
     runtime = BundleRuntime(loaded)
     print(json.dumps(ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others), indent=2))
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[str, typer.Argument(help="toy (Figure 1)")],
+    out: Annotated[Path, typer.Option(help="folder for figure.png, metrics.json and the arrays behind them")],
+    dataset: Annotated[str, typer.Option(help="25-gaussians, pinwheel or swiss-roll")] = "25-gaussians",
+    recipe: Annotated[str, typer.Option(help="toy, or toy-paper for the paper's own settings")] = "toy",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="train steps; the recipe's by default")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Make a figure of the paper anew. Interrupted, the same command goes on where it stopped."""
+    if figure != "toy":
+        raise typer.BadParameter(f"no figure {figure!r}; there is toy")
+    from training.reproduce import toy
+
+    print(json.dumps(toy.reproduce(out, recipe, dataset, seed, steps, device), indent=2))
 
 
 @app.command()

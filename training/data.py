@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.datasets import make_swiss_roll
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -136,14 +137,41 @@ def made_shapes(config: ModelConfig, count: int = 3_000) -> NDArray[np.uint8]:
     return images
 
 
+GAUSSIAN_STD = 0.1 / 2.828
+GAUSSIAN_CENTRES = np.stack(np.meshgrid(*[np.arange(-2, 3) * 2 / 2.828] * 2), -1).reshape(25, 2)
+
+
 def made_25_gaussians(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
-    """Centres 2·(i, j)/2.828 for i, j in -2..2, standard deviation 0.1/2.828."""
+    """Equal parts of 25 narrow Gaussians on a square grid, of unit variance as a whole."""
     rng = np.random.default_rng(0)
-    centres = rng.integers(-2, 3, (count, 2)) * 2
-    return ((centres + 0.1 * rng.standard_normal((count, 2))) / 2.828).astype(np.float32)
+    points = GAUSSIAN_CENTRES[rng.integers(25, size=count)] + GAUSSIAN_STD * rng.standard_normal((count, 2))
+    return points.astype(np.float32)
+
+
+def made_pinwheel(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
+    """Five blades, each a Gaussian bent around the centre (Johnson et al. 2016), of unit variance."""
+    rng = np.random.default_rng(0)
+    along, across = 1 + 0.3 * rng.standard_normal(count), 0.1 * rng.standard_normal(count)
+    turn = 2 * np.pi / 5 * rng.integers(5, size=count) + 0.25 * np.exp(along)
+    x, y = along * np.cos(turn) - across * np.sin(turn), along * np.sin(turn) + across * np.cos(turn)
+    return _unit_variance(np.stack([x, y], -1))
+
+
+def made_swiss_roll(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
+    """A spiral of one and a half turns, of unit variance: scikit-learn's, seen from its side."""
+    roll, _ = make_swiss_roll(count, noise=0.4, random_state=0)
+    return _unit_variance(roll[:, [0, 2]])
+
+
+def _unit_variance(points: NDArray[np.float64]) -> NDArray[np.float32]:
+    centred = points - points.mean(0)
+    scaled: NDArray[np.float32] = (centred / centred.std(0)).astype(np.float32)
+    return scaled
 
 
 MADE: dict[str, Callable[[ModelConfig], NDArray[Any]]] = {
     "shapes": made_shapes,
     "25-gaussians": made_25_gaussians,
+    "pinwheel": made_pinwheel,
+    "swiss-roll": made_swiss_roll,
 }

@@ -1,5 +1,6 @@
 """What a run says while it trains: means of its terms, metrics.jsonl, TensorBoard, sample grids, progress."""
 
+import io
 import json
 import sys
 import time
@@ -8,8 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -70,6 +73,9 @@ class RunLog:
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_file(folder / f"step-{step:07d}{suffix}", contents)
+        if suffix == ".png":
+            pixels = np.atleast_3d(np.asarray(Image.open(io.BytesIO(contents))))
+            self.tensorboard.add_image("samples", pixels, step, dataformats="HWC")
 
 
 class Meter:
@@ -92,6 +98,13 @@ class Meter:
         metrics["seconds_per_step"] = (time.perf_counter() - self.began) / (step - self.step)
         self._reset(step)
         return metrics
+
+
+def seconds_logged(run: Path) -> float:
+    """Seconds spent in the train steps of a run, over all its sessions, from metrics.jsonl."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [0, *(line["step"] for line in lines)]
+    return float(sum((b - a) * line["seconds_per_step"] for a, b, line in zip(steps, steps[1:], lines, strict=False)))
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -121,6 +121,26 @@ def test_25_gaussians_are_25_and_narrow() -> None:
     assert (scaled - centres).std() == pytest.approx(0.05, rel=0.02)
 
 
+@pytest.mark.parametrize("name", ["25-gaussians", "pinwheel", "swiss-roll"])
+def test_points_have_unit_variance_and_fill_the_figure(name: str) -> None:
+    points = load_data(name, POINTS)
+    assert points.shape == (200_000, 2)
+    assert points.dtype == np.float32
+    np.testing.assert_allclose(points.mean(0), 0, atol=0.01)
+    np.testing.assert_allclose(points.std(0), 1, atol=0.01)
+    assert np.abs(points).max() < 4
+    np.testing.assert_array_equal(points, load_data(name, POINTS))
+
+
+def test_the_pinwheel_has_five_blades() -> None:
+    points = load_data("pinwheel", POINTS)
+    radius, angle = np.hypot(*points.T), np.arctan2(points[:, 1], points[:, 0])
+    ring = angle[(radius > 1.2) & (radius < 1.3)]
+    counts, _ = np.histogram(ring, bins=60, range=(-np.pi, np.pi))
+    spectrum = np.abs(np.fft.rfft(counts - counts.mean()))
+    assert spectrum.argmax() == 5
+
+
 def test_data_is_read_from_a_path_under_the_contract_of_the_networks(tmp_path: Path) -> None:
     images = load_data("shapes", IMAGES)[:3]
     np.save(tmp_path / "images.npy", images)

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.log import RunLog
+from model.images import encode_png
+from training.log import RunLog, seconds_logged
 
 METRICS = {"seconds_per_step": 0.5, "energy_gen": 3.0, "energy_real": 1.0}
 
@@ -44,10 +47,22 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
 
 
 def test_samples_are_named_by_step(tmp_path: Path) -> None:
+    grid = encode_png(np.zeros((8, 8, 1), np.uint8))
     with RunLog(tmp_path, first_step=0, total=60) as log:
-        log.samples(50, ".png", b"pixels")
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000050.png"]
-    assert (tmp_path / "samples" / "step-0000050.png").read_bytes() == b"pixels"
+        log.samples(50, ".png", grid)
+        log.samples(60, ".npy", b"points")
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step-0000050.png", "step-0000060.npy"]
+    assert (tmp_path / "samples" / "step-0000050.png").read_bytes() == grid
+    assert (tmp_path / "samples" / "step-0000060.npy").read_bytes() == b"points"
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("samples")] == [50]
+
+
+def test_seconds_of_a_run_are_those_of_its_steps(tmp_path: Path) -> None:
+    with RunLog(tmp_path, first_step=0, total=60) as log:
+        log.write(10, {**METRICS, "seconds_per_step": 2.0})
+        log.write(30, {**METRICS, "seconds_per_step": 0.5})
+    assert seconds_logged(tmp_path) == 10 * 2.0 + 20 * 0.5
 
 
 def test_other_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
