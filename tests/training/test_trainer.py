@@ -205,14 +205,22 @@ def test_bf16_leaves_the_penalty_in_full_precision(tmp_path: Path) -> None:
         assert half[term] == pytest.approx(full[term], rel=0.02)
 
 
-@pytest.mark.parametrize("penalty_every", ["1", "2"])
-def test_compiled_networks_train_alike(tmp_path: Path, penalty_every: str) -> None:
-    settings = {"penalty_every": penalty_every, "steps": "2"}
-    eager = weights(run_tiny(tmp_path / "eager", **settings))
-    compiled = weights(run_tiny(tmp_path / "compiled", **settings, compile="true"))
-    assert (compiled - eager).abs().max() < 1e-3  # Adam turns rounding into steps of the learning rate, 2e-4
-    assert (compiled - eager).abs().mean() < 1e-5
-    assert [line["step"] for line in metrics(tmp_path / "compiled")] == [1, 2]
+# Torch's own, while it compiles.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_networks_have_the_same_gradients(tmp_path: Path) -> None:
+    config = make_config("toy").override({"steps": "1", "batch_size": "8"})
+    data = split(load_data(config.data, config.network)).train
+    states = [
+        train(config.override({"compile": flag}), data, tmp_path / flag, device="cpu") for flag in ("false", "true")
+    ]
+    for name in ("optimizer_energy", "optimizer_generator"):
+        # With beta_1 = 0 Adam's first moment is the last gradient itself.
+        eager, compiled = (
+            torch.cat([moments["exp_avg"].flatten() for moments in getattr(state, name).state.values()])
+            for state in states
+        )
+        assert (compiled - eager).norm() < 1e-4 * eager.norm()
 
 
 def test_a_network_in_channels_last_is_saved_and_resumed(tmp_path: Path) -> None:
