@@ -53,9 +53,16 @@ class AdaptiveNorm(nn.Module):
         self.style = nn.Linear(cond_dim, 2 * channels)
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
-        scale, shift = self.style(cond)[:, :, None, None].chunk(2, 1)
-        out: Tensor = self.norm(h) * (1 + scale) + shift
-        return out
+        scale, shift = self.style(cond).chunk(2, 1)
+        if torch.onnx.is_in_onnx_export():
+            out: Tensor = self.norm(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
+            return out
+        # The batch folded into the channels makes scale and shift the norm's own, and all three one
+        # operation: half the time of three.
+        batch, channels, *size = h.shape
+        folded = h.reshape(1, batch * channels, *size)
+        groups, weight, bias = batch * self.norm.num_groups, (1 + scale).reshape(-1), shift.reshape(-1)
+        return F.group_norm(folded, groups, weight, bias, self.norm.eps).reshape(h.shape)
 
 
 class ResBlock(nn.Module):

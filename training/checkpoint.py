@@ -22,7 +22,7 @@ from model.files import write_file, write_folder
 from training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from training.trainer import TrainState
+    from training.step import TrainState
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{7,})$")

@@ -38,7 +38,6 @@ class TrainConfig:
     noise_at_zero: bool = False  # in training the generated x_0 has the noise of state 0; in sampling never
     ema_decay: float = 0.999
     precision: str = "fp32"  # or "bf16": the networks under autocast, the penalty and the losses still in fp32
-    compile: bool = False  # torch.compile the networks: half a minute first; on a CPU it needs a C++ compiler
     log_every: int = 20
     sample_every: int = 500
     checkpoint_every: int = 250

@@ -30,7 +30,7 @@ from training.card import model_card
 from training.config import TrainConfig, make_config
 from training.data import MADE, contract, load_data, split, to_pixels
 from training.evaluate import level_rows, ood_report
-from training.trainer import TrainState, make_state
+from training.step import TrainState, make_state
 
 MAX_PARITY_ERROR = 1e-3
 

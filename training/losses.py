@@ -29,7 +29,7 @@ def gradient_penalty(
         ValueError: `kind` is neither.
     """
     x_t = x_t.detach().requires_grad_()
-    energy = energy_net.forward(x_t, k)  # not called: what torch.compile makes of a call has no second derivative
+    energy = energy_net(x_t, k)
     if kind == "r1":
         potential = energy
     elif kind == "conditional":

@@ -1,20 +1,15 @@
-"""One train step, one loop, for images and points alike.
+"""The loop: batches in, checkpoints, metrics and samples out.
 
-Everything random in a step is drawn from a generator seeded by (seed, step), and the batch and the
-learning rate are functions of the step. So a checkpoint is weights, optimiser moments and one
-integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
+The randomness, the batch and the learning rate of a step are functions of its number. So a checkpoint is
+weights, optimiser moments and one integer, and a resumed run repeats the uninterrupted one bit for bit on CPU.
 """
 
 import math
-from copy import deepcopy
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -23,182 +18,14 @@ from model.diffusion import Diffusion
 from model.errors import ConfigError, NonFiniteLossError
 from model.files import encode_npy
 from model.images import encode_png, make_grid
-from model.networks import EnergyNet, Generator, Networks
-from model.noise import image_seeds, random_word
+from model.noise import image_seeds
 from model.sampling import draw_noise, sample
 from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
 from training.data import batch_at, to_pixels, to_tensor
 from training.log import Meter, RunLog
-from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl, value_penalty
-
-
-class Draws(NamedTuple):
-    """All randomness of one train step."""
-
-    k: Tensor  # (B,)
-    eps_t: Tensor  # (B, *data_shape), as are the next two
-    eps_tp1: Tensor
-    eps_gen: Tensor
-    z: Tensor  # (B, latent_dim), prior
-    eps_z: Tensor  # (B, latent_dim), the encoder's
-
-
-def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Draws:
-    rng = torch.Generator(device).manual_seed(random_word(config.seed, step + 1))
-    shape, latent = (batch, *config.network.data_shape), (batch, config.network.latent_dim)
-    k = torch.randint(config.network.num_steps, (batch,), generator=rng, device=device)
-    eps = [torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)]
-    return Draws(k, *eps)
-
-
-@dataclass
-class TrainState:
-    """All that changes while training."""
-
-    networks: Networks
-    generator_ema: Generator
-    energy_net_ema: EnergyNet
-    optimizer_generator: torch.optim.Optimizer  # and encoder
-    optimizer_energy: torch.optim.Optimizer
-    step: int = 0
-
-
-def make_state(config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
-    """Fresh networks, initialised from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        networks = Networks(config.network)
-    if torch.device(device).type == "cuda":  # what its convolutions are written for; slower on a CPU
-        networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    networks.to(device)
-    generator_params = [*networks.generator.parameters(), *networks.encoder.parameters()]
-
-    def adam(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(params, lr=0.0, betas=config.adam_betas, fused=True)  # lr is set each step
-
-    return TrainState(
-        networks=networks,
-        generator_ema=deepcopy(networks.generator).requires_grad_(False),
-        energy_net_ema=deepcopy(networks.energy_net).requires_grad_(False),
-        optimizer_generator=adam(generator_params),
-        optimizer_energy=adam(list(networks.energy_net.parameters())),
-    )
-
-
-def cosine(step: int, steps: int, start: float, final: float) -> float:
-    """Learning rate of `step`: from `start` at 0 to `final` at `steps`."""
-    return final + (start - final) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-
-
-def ema_update(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average <- decay·average + (1 - decay)·current."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
-
-
-def train_step(
-    config: TrainConfig,
-    diffusion: Diffusion,
-    state: TrainState,
-    x_clean: Tensor,
-    draws: Draws,
-    accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """One update of all three networks, each from the others as they were.
-
-    Returns:
-        Means over the batch of each loss term, detached.
-    """
-    energy_net = state.networks.energy_net
-    generator, energy, encoder = (partial(_forward, config, net) for net in state.networks.values())
-    k = draws.k
-    x_t, x_tp1 = diffusion.forward_pair(x_clean, k, draws.eps_t, draws.eps_tp1)
-
-    # Both of the generator's draws in one pass: from the prior, and from the encoder's latent.
-    mean, log_var = encoder(x_t, x_tp1, k)
-    z_encoded = mean + (0.5 * log_var).exp() * draws.eps_z
-    x0_hat, x0_rec = generator(torch.cat([x_tp1, x_tp1]), torch.cat([draws.z, z_encoded]), torch.cat([k, k])).chunk(2)
-    x_t_gen = diffusion.posterior_sample(x0_hat, x_tp1, k, draws.eps_gen, config.noise_at_zero)
-    x_t_rec = diffusion.posterior_mean(x0_rec, x_tp1, k)
-
-    # Energy: low on real pairs, high on generated ones, smooth at the real ones.
-    x_gen = x_t_gen.detach().requires_grad_()
-    penalty = None
-    if state.step % config.penalty_every == 0:
-        energy_real, penalty = gradient_penalty(energy_net, diffusion, x_t, x_tp1, k, config.gradient_penalty)
-        energy_gen = energy(x_gen, k)
-    else:
-        energy_real, energy_gen = energy(torch.cat([x_t, x_gen]), torch.cat([k, k])).chunk(2)
-    energy_loss = energy_real - energy_gen
-    if penalty is not None:
-        energy_loss = energy_loss + 0.5 * config.gamma * config.penalty_every * penalty
-    if config.value_penalty:
-        level = _means_by_step(energy_real.detach(), k, diffusion, accelerator)[k]
-        energy_loss = energy_loss + config.value_penalty * value_penalty(energy_real, energy_gen, level)
-        (slope,) = torch.autograd.grad(energy_gen.sum(), x_gen, retain_graph=True)
-        accelerator.backward(energy_loss.mean())
-    else:  # the energy's slope at x_gen comes with its backward pass
-        accelerator.backward(energy_loss.mean())
-        assert x_gen.grad is not None
-        slope = -len(k) * x_gen.grad
-
-    # Generator and encoder: Jeffrey's divergence. The energy is taken to first order around x_t_gen:
-    # its value and gradient are at hand, so that the network need not run again.
-    energy_first_order = energy_gen.detach() + (slope * (x_t_gen - x_gen.detach())).flatten(1).sum(1)
-    log_q = diffusion.log_q(x_tp1, x_t_gen, k)
-    log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
-    reverse = reverse_kl(energy_first_order, log_q, log_r, config.entropy_weight)
-    var = diffusion.posterior_std[k].square().clamp_min(config.likelihood_floor) if config.likelihood_floor else 0.5
-    forward = forward_kl(x_t, x_t_rec, mean, log_var, var)
-    accelerator.backward((reverse + forward).mean())
-
-    energy_norm = _update(accelerator, state.optimizer_energy, config, state.step, config.lr_energy)
-    generator_norm = _update(accelerator, state.optimizer_generator, config, state.step, config.lr_generator)
-
-    state.step += 1
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))  # warm-up: forget the random start
-    ema_update(state.generator_ema, state.networks.generator, decay)
-    ema_update(state.energy_net_ema, energy_net, decay)
-
-    terms = {
-        "energy_real": energy_real, "energy_gen": energy_gen, "penalty": penalty, "reverse_kl": reverse,
-        "forward_kl": forward, "log_r": log_r, "grad_norm_energy": energy_norm, "grad_norm_generator": generator_norm,
-    }  # fmt: skip
-    return {name: values.detach().mean() for name, values in terms.items() if values is not None}
-
-
-def _forward(config: TrainConfig, network: nn.Module, *inputs: Tensor) -> Any:
-    """What `network` makes of `inputs`, in float32 or wider, by `config.precision`."""
-    if config.precision == "fp32":
-        return network(*inputs)
-    with torch.autocast(inputs[0].device.type, torch.bfloat16):
-        outputs = network(*inputs)
-    return outputs.float() if isinstance(outputs, Tensor) else tuple(output.float() for output in outputs)
-
-
-def _means_by_step(values: Tensor, k: Tensor, diffusion: Diffusion, accelerator: Accelerator) -> Tensor:
-    """Mean of `values` (B,) over the samples of each k in all processes, (T,); 0 where there are none."""
-    of_step = F.one_hot(k, diffusion.num_steps).to(values.dtype)  # (B, T)
-    sums, counts = accelerator.reduce(torch.stack([values @ of_step, of_step.sum(0)]), "sum")
-    means: Tensor = sums / counts.clamp_min(1)
-    return means
-
-
-def _update(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, lr: float
-) -> Tensor:
-    """One optimiser step on the gradients at hand, which are then dropped; the norm of them."""
-    (group,) = optimizer.param_groups
-    if accelerator.num_processes > 1:
-        for parameter in group["params"]:
-            parameter.grad = accelerator.reduce(parameter.grad, "mean")
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
-    group["lr"] = cosine(step, config.steps, lr, config.lr_final)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+from training.step import Draws, TrainState, draw, make_state, train_step
 
 
 def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
@@ -221,9 +48,6 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     checkpoint.resume(run, state, config)
     if accelerator.is_main_process:
         checkpoint.write_config(run, config)
-    if config.compile:
-        for network in state.networks.values():
-            network.compile(dynamic=False)
     diffusion = Diffusion(make_schedule(config.network), accelerator.device)
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)

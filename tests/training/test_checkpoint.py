@@ -18,7 +18,7 @@ from training.checkpoint import (
     write_config,
 )
 from training.config import make_config
-from training.trainer import TrainState, make_state
+from training.step import TrainState, make_state
 
 CONFIG = make_config("debug")
 

@@ -29,7 +29,7 @@ from training.export import (
     require_parity,
     train_command,
 )
-from training.trainer import make_state
+from training.step import make_state
 
 GRAPHS = ["sampler.onnx", "generator.onnx", "energy.onnx"]
 

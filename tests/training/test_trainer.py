@@ -22,7 +22,8 @@ from model.schedule import make_schedule
 from training.checkpoint import list_checkpoints, resume, save, write_config
 from training.config import TrainConfig, make_config
 from training.data import load_data, split
-from training.trainer import TrainState, _means_by_step, cosine, ema_update, make_state, train
+from training.step import TrainState, _means_by_step, cosine, ema_update, make_state
+from training.trainer import train
 
 TINY = make_config("debug").override(
     {"steps": "6", "batch_size": "8", "checkpoint_every": "2", "log_every": "1", "sample_every": "6"}
@@ -203,24 +204,6 @@ def test_bf16_leaves_the_penalty_in_full_precision(tmp_path: Path) -> None:
     for term in ("energy_gen", "reverse_kl", "forward_kl"):
         assert half[term] != full[term]
         assert half[term] == pytest.approx(full[term], rel=0.02)
-
-
-# Torch's own, while it compiles.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_networks_have_the_same_gradients(tmp_path: Path) -> None:
-    config = make_config("toy").override({"steps": "1", "batch_size": "8"})
-    data = split(load_data(config.data, config.network)).train
-    states = [
-        train(config.override({"compile": flag}), data, tmp_path / flag, device="cpu") for flag in ("false", "true")
-    ]
-    for name in ("optimizer_energy", "optimizer_generator"):
-        # With beta_1 = 0 Adam's first moment is the last gradient itself.
-        eager, compiled = (
-            torch.cat([moments["exp_avg"].flatten() for moments in getattr(state, name).state.values()])
-            for state in states
-        )
-        assert (compiled - eager).norm() < 1e-4 * eager.norm()
 
 
 def test_a_network_in_channels_last_is_saved_and_resumed(tmp_path: Path) -> None:
