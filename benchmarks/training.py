@@ -8,6 +8,7 @@
 """
 
 import argparse
+import importlib
 import os
 import statistics
 import subprocess
@@ -24,15 +25,15 @@ def measure(recipe: str, assignments: list[str], steps: int) -> float:
     import torch
     from accelerate import Accelerator
 
+    import training.config
     from model.diffusion import Diffusion
     from model.schedule import make_schedule
     from training.config import make_config
     from training.data import MADE, batch_at, load_data, to_tensor
 
-    try:
-        from training.step import draw, make_state, train_step
-    except ModuleNotFoundError:  # a checkout from before they had a file of their own
-        from training.trainer import draw, make_state, train_step
+    # A checkout may be from before the step had a file of its own.
+    source = "step" if Path(training.config.__file__).with_name("step.py").exists() else "trainer"
+    step_module = importlib.import_module(f"training.{source}")
 
     torch.set_num_threads(1)
     config = make_config(recipe).override(dict(text.split("=", 1) for text in assignments))
@@ -41,13 +42,14 @@ def measure(recipe: str, assignments: list[str], steps: int) -> float:
         data = load_data(config.data, config.network)
     else:
         data = np.random.default_rng(0).integers(256, size=(1_000, *size, channels), dtype=np.uint8)
-    accelerator, state = Accelerator(cpu=True), make_state(config)
+    accelerator, state = Accelerator(cpu=True), step_module.make_state(config)
     diffusion = Diffusion(make_schedule(config.network))
     times = []
     for step in range(steps + max(steps // 10, 2)):
         began = time.perf_counter()
         batch = to_tensor(batch_at(data, step, config.batch_size, config.seed))
-        train_step(config, diffusion, state, batch, draw(config, step, len(batch), accelerator.device), accelerator)
+        draws = step_module.draw(config, step, len(batch), accelerator.device)
+        step_module.train_step(config, diffusion, state, batch, draws, accelerator)
         times.append(time.perf_counter() - began)
     groups = [statistics.mean(times[-steps:][i : i + 20]) for i in range(0, steps, 20)]
     return 1e3 * statistics.median(groups)
