@@ -56,7 +56,7 @@ class RequestMiddleware:
             response = problem_response(problem, scope["path"], request_id)
             response.headers["connection"] = "close"  # the body is not read
             await response(scope, receive, send_with_headers)
-        except Exception:
+        except Exception:  # the last resort: logged, counted, and a 500 where one can still be sent
             logger.exception("request %s failed", request_id)
             if status != CLIENT_GONE:  # already under way: only closing the connection can tell
                 raise

@@ -37,7 +37,11 @@ def test_adaptive_norm_is_group_norm_scaled_and_shifted_by_the_condition() -> No
     norm = AdaptiveNorm(8, 4, 3)
     h, cond = torch.randn(2, 8, 4, 4), torch.randn(2, 3)
     scale, shift = norm.style(cond)[:, :, None, None].chunk(2, 1)
-    torch.testing.assert_close(norm(h, cond), F.group_norm(h, 4, eps=1e-6) * (1 + scale) + shift)
+    expected = F.group_norm(h, 4, eps=1e-6) * (1 + scale) + shift
+    torch.testing.assert_close(norm(h, cond), expected)
+    out = norm(h.contiguous(memory_format=torch.channels_last), cond)
+    torch.testing.assert_close(out, expected)
+    assert out.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("out_channels", [8, 12])
