@@ -93,11 +93,6 @@ def to_tensor(data: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     return scaled.contiguous()
 
 
-def to_pixels(samples: Tensor) -> Tensor:
-    """The way back: float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C)."""
-    return ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-
-
 def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArray[Any]:
     """The batch of `step`: epochs of fixed random orders, last partial batch left out.
 

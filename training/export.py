@@ -17,59 +17,22 @@ from torch import Tensor, nn
 from model.bundle import Bundle, require_replaceable, write_bundle
 from model.config import ModelConfig
 from model.errors import CheckpointError, ParityError
-from model.images import encode_png, make_grid, to_unit
+from model.graphs import EnergyGraph, SamplerGraph
+from model.images import encode_png, make_grid
 from model.networks import EnergyNet, Generator
 from model.noise import image_seeds
 from model.readers import read_images
 from model.runtime import Session, make_session, run_sampler
-from model.sampling import Noise, draw_noise, sample
-from model.schedule import make_schedule
+from model.sampling import Noise, draw_noise
 from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
 from training.config import TrainConfig, make_config
-from training.data import MADE, contract, load_data, split, to_pixels
+from training.data import MADE, contract, load_data, split
 from training.evaluate import level_rows, ood_report
 from training.step import TrainState, make_state
 
 MAX_PARITY_ERROR = 1e-3
-
-
-class SamplerGraph(nn.Module):
-    """The whole reverse loop: noise -> uint8 images (B, H, W, C)."""
-
-    def __init__(self, generator: Generator, config: ModelConfig) -> None:
-        super().__init__()
-        self.generator = generator
-        self.schedule = make_schedule(config)
-
-    def forward(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        def call(x_tp1: Tensor, z: Tensor, k: int) -> Tensor:
-            x0_hat: Tensor = self.generator(x_tp1, z, torch.tensor([k]))  # one k: its embedding folds into constants
-            return x0_hat
-
-        return to_pixels(sample(call, self.schedule, Noise(x_T, z, noise)))
-
-
-class EnergyGraph(nn.Module):
-    """uint8 images (B, H, W, C) -> noiseless energies (B, T), energy map (B, T, H, W), features (B, T, F)."""
-
-    scales: Tensor
-
-    def __init__(self, energy_net: EnergyNet, config: ModelConfig) -> None:
-        super().__init__()
-        self.energy_net = energy_net
-        self.num_steps = config.num_steps
-        scales = torch.as_tensor(make_schedule(config).alpha_bar[:-1] ** 0.5, dtype=torch.float32)
-        self.register_buffer("scales", scales)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_clean = to_unit(images.permute(0, 3, 1, 2).float())
-        x_t = (x_clean[:, None] * self.scales[:, None, None, None]).flatten(0, 1)  # (B·T, C, H, W)
-        k = torch.arange(self.num_steps).repeat(images.shape[0])
-        levels = self.energy_net.levels(x_t, k)
-        energies, energy_map, features = (part.reshape(-1, self.num_steps, *part.shape[1:]) for part in levels)
-        return energies, energy_map, features
 
 
 class Graph(NamedTuple):

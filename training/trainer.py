@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from model.diffusion import Diffusion
 from model.errors import ConfigError, NonFiniteLossError
 from model.files import encode_npy
+from model.graphs import to_pixels
 from model.images import encode_png, make_grid
 from model.noise import image_seeds
 from model.sampling import draw_noise, sample
 from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
-from training.data import batch_at, to_pixels, to_tensor
+from training.data import batch_at, to_tensor
 from training.log import Meter, RunLog
 from training.step import Draws, TrainState, draw, make_state, train_step
 

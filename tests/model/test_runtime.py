@@ -14,10 +14,11 @@ import torch
 
 from model.bundle import MANIFEST, load_bundle
 from model.errors import BundleError, ConfigError
+from model.graphs import to_pixels
 from model.runtime import BundleRuntime, choose_providers
 from model.schedule import make_schedule
 from model.scoring import statistics
-from training.data import load_data, split, to_pixels, to_tensor
+from training.data import load_data, split, to_tensor
 from training.export import load_run
 from training.trainer import generate
 
