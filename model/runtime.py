@@ -4,8 +4,13 @@ Used by the service, the command line, calibration, and export's parity gate, so
 compute the same numbers.
 """
 
+import functools
 import os
+import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,10 +25,14 @@ from model.bundle import Bundle
 from model.config import ModelConfig
 from model.errors import BundleError, ConfigError
 from model.sampling import draw_noise
-from model.scoring import statistics
+from model.scoring import Scorer, statistics
 
 ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
 Session: TypeAlias = ort.InferenceSession
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
+_GPU_EXTRA = "install the extra gpu in place of cpu (docs/gpu.md)"
 
 
 class LevelStatistics(NamedTuple):
@@ -41,22 +50,66 @@ class Scores(NamedTuple):
 
 
 def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
-    """ONNX Runtime execution providers for "auto", "cpu" or "cuda".
+    """ONNX Runtime execution providers for "auto", "cpu", "cuda" or "tensorrt", the wanted one first.
 
     Raises:
-        ConfigError: "cuda" was asked for and this build of ONNX Runtime has none.
+        ConfigError: this build of ONNX Runtime does not have the one asked for.
     """
     available = ort.get_available_providers() if available is None else available
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu or cuda, not {device!r}")
-    if device == "cuda" and "CUDAExecutionProvider" not in available:
-        raise ConfigError("device=cuda, but this onnxruntime has no CUDA provider; install the gpu extra")
-    if device != "cpu" and "CUDAExecutionProvider" in available:
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    return ["CPUExecutionProvider"]
+    if device not in _PROVIDERS:
+        raise ConfigError(f"device must be one of {', '.join(_PROVIDERS)}, not {device!r}")
+    wanted = _PROVIDERS[device]
+    if device != "auto" and wanted[0] not in available:
+        raise ConfigError(f"device={device}, but this onnxruntime has no {wanted[0]}; {_GPU_EXTRA}")
+    return [provider for provider in wanted if provider in available]
 
 
-def make_session(graph: bytes | str, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0) -> Session:
+def provider_options(provider: str, cache: Path | None = None) -> dict[str, str]:
+    """How a provider is set up; `cache` is the folder of TensorRT's engines.
+
+    TensorRT gets no explicit profile of batch sizes. It would have to name the inputs of every part of the
+    graph that TensorRT takes, and those are not the graph's own: the energy graph begins with integers, which
+    it leaves to CUDA. So it builds for the sizes that it has seen, which are the smallest and the largest once
+    the engine is warm.
+    """
+    if provider == CUDA:
+        return {
+            "use_tf32": "0",  # scores are compared with a calibration that was computed in full precision
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm at each new batch size
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles what it takes of the card
+        }
+    if provider == TENSORRT:
+        return {
+            "trt_fp16_enable": "0",
+            "trt_engine_cache_enable": "1",  # building an engine takes minutes
+            "trt_engine_cache_path": str(cache),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(cache),
+        }
+    return {}
+
+
+def engine_cache(folder: str = "") -> Path:
+    """The folder of TensorRT's engines, made if need be; in the user's cache folder where none is named.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        path = Path(folder) if folder else caches / "ddaebm" / "tensorrt"
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        raise ConfigError(
+            f"TensorRT's engines cannot be kept ({error}); set DDAEBM_TENSORRT_CACHE to a folder that can be written"
+        ) from error
+
+
+def make_session(
+    graph: bytes | str, providers: Sequence[str] = (CPU,), threads: int = 0, cache: Path | None = None
+) -> Session:
     """A session over one ONNX graph; threads = 0 takes one a physical core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -64,7 +117,16 @@ def make_session(graph: bytes | str, providers: Sequence[str] = ("CPUExecutionPr
     options.enable_cpu_mem_arena = False
     # Spinning between batches would burn a core of an idle server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return Session(graph, options, providers=list(providers))
+    chosen = [(provider, provider_options(provider, cache)) for provider in providers]
+    return Session(graph, options, providers=chosen, enable_fallback=0)  # no second try on the CPU
+
+
+@functools.cache
+def _load_cuda() -> None:
+    """CUDA's libraries as pip installs them with the gpu extra, where the system's loader does not look."""
+    if hasattr(ort, "preload_dlls"):  # builds for some boards are older
+        with redirect_stdout(sys.stderr):  # it prints what is missing; stdout is for results
+            ort.preload_dlls()
 
 
 class BundleRuntime:
@@ -75,18 +137,31 @@ class BundleRuntime:
         ConfigError: the device is not to be had.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, tensorrt_cache: str = "") -> None:
         self.bundle = bundle
         self.providers = choose_providers(device)
+        cache = None
+        if self.providers[0] == TENSORRT:
+            cache = engine_cache(tensorrt_cache)
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
+        if self.providers[0] != CPU:
+            _load_cuda()
+        self.sampler = self._start("sampler.onnx", threads, cache)
+        self.energy = self._start("energy.onnx", threads, cache)
+
+    def _start(self, name: str, threads: int, cache: Path | None) -> Session:
+        wanted = self.providers[0]
+        advice = "docs/gpu.md says what it needs; device=cpu (the service: DDAEBM_DEVICE=cpu) needs none of it"
         try:
-            self.sampler = make_session(str(bundle.file("sampler.onnx")), self.providers, threads)
-            self.energy = make_session(str(bundle.file("energy.onnx")), self.providers, threads)
+            session = make_session(str(self.bundle.file(name)), self.providers, threads, cache)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise BundleError(f"{bundle.path}: ONNX Runtime cannot load it ({error})") from error
-        if self.sampler.get_providers()[0] != self.providers[0]:
-            raise ConfigError(
-                f"{self.providers[0]} failed to start; set device=cpu, or see ONNX Runtime's requirements"
-            )
+            reason = " ".join(str(error).split())
+            if wanted == CPU:
+                raise BundleError(f"{self.bundle.path}: ONNX Runtime cannot load {name} ({reason})") from error
+            raise ConfigError(f"{wanted} cannot start {name} ({reason}); {advice}") from error
+        if session.get_providers()[0] != wanted:  # a library that is missing is no error to ONNX Runtime
+            raise ConfigError(f"{wanted} failed to start: a library or the driver is missing; {advice}")
+        return session
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """One image a seed, uint8 (B, H, W, C); each is a function of its own seed alone."""
@@ -99,10 +174,12 @@ class BundleRuntime:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and conformal p-value of each image (B, H, W, C)."""
-        levels = self.level_statistics(images)
-        scorer = self.bundle.scorer
-        ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
-        return Scores(levels.energies, ood_score, scorer.p_value(ood_score))
+        return score_levels(self.bundle.scorer, self.level_statistics(images))
+
+
+def score_levels(scorer: Scorer, levels: LevelStatistics) -> Scores:
+    ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
+    return Scores(levels.energies, ood_score, scorer.p_value(ood_score))
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -7,22 +7,25 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import model.runtime
 from model.bundle import MANIFEST, load_bundle
 from model.errors import BundleError, ConfigError
 from model.graphs import to_pixels
-from model.runtime import BundleRuntime, choose_providers
+from model.runtime import BundleRuntime, choose_providers, engine_cache
 from model.schedule import make_schedule
 from model.scoring import statistics
 from training.data import load_data, split, to_tensor
 from training.export import load_run
 from training.trainer import generate
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+GPU_BUILD = [TENSORRT, CUDA, CPU]  # what onnxruntime-gpu lists, whatever the machine has
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +41,120 @@ def runtime(debug_bundle: Path) -> BundleRuntime:
         ("cpu", [CPU], [CPU]),
         ("cpu", [CUDA, CPU], [CPU]),
         ("cuda", [CUDA, CPU], [CUDA, CPU]),
+        ("auto", GPU_BUILD, [CUDA, CPU]),
+        ("cuda", GPU_BUILD, [CUDA, CPU]),
+        ("cpu", GPU_BUILD, [CPU]),
+        ("tensorrt", GPU_BUILD, [TENSORRT, CUDA, CPU]),
     ],
 )
 def test_providers(device: str, available: list[str], chosen: list[str]) -> None:
     assert choose_providers(device, available) == chosen
 
 
-@pytest.mark.parametrize(("device", "message"), [("cuda", "gpu extra"), ("tpu", "auto, cpu or cuda")])
-def test_a_device_that_cannot_be_had_is_refused(device: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("device", "available", "message"),
+    [
+        ("cuda", [CPU], "no CUDAExecutionProvider; install the extra gpu"),
+        ("tensorrt", [CUDA, CPU], "no TensorrtExecutionProvider"),
+        ("tpu", GPU_BUILD, "auto, cpu, cuda, tensorrt, not 'tpu'"),
+    ],
+)
+def test_a_device_that_cannot_be_had_is_refused(device: str, available: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        choose_providers(device, [CPU])
+        choose_providers(device, available)
+
+
+class FakeSession:
+    """Stands for ONNX Runtime's: keeps how it was asked, and says that it runs on `running`."""
+
+    running = CUDA
+    fault: Exception | None = None
+
+    def __init__(self, graph: str, options: Any, providers: list[tuple[str, dict[str, str]]], **others: Any) -> None:
+        self.graph, self.chosen, self.others = Path(graph).name, providers, others
+        if self.fault:
+            raise self.fault
+
+    def get_providers(self) -> list[str]:
+        return [self.running, CPU]
+
+
+@pytest.fixture
+def gpu_build(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
+    """onnxruntime-gpu, with sessions of this class."""
+
+    class Session(FakeSession):
+        pass
+
+    monkeypatch.setattr(model.runtime, "Session", Session)
+    monkeypatch.setattr(model.runtime.ort, "get_available_providers", lambda: GPU_BUILD)
+    monkeypatch.setattr(model.runtime.ort, "preload_dlls", lambda: print("a library is missing"))
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that what is set is taken back
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
+    model.runtime._load_cuda.cache_clear()
+    return Session
+
+
+def test_cuda_computes_in_full_precision_and_falls_back_to_nothing(
+    gpu_build: type[FakeSession], debug_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: Any = BundleRuntime(load_bundle(debug_bundle), "auto")
+    assert (made.sampler.graph, made.energy.graph) == ("sampler.onnx", "energy.onnx")
+    for session in (made.sampler, made.energy):
+        (cuda, options), cpu = session.chosen
+        assert (cuda, cpu) == (CUDA, (CPU, {}))
+        assert options["use_tf32"] == "0"
+        assert session.others == {"enable_fallback": 0}
+    assert capsys.readouterr() == ("", "a library is missing\n")
+
+
+def test_the_cpu_needs_none_of_cuda_s_libraries(
+    gpu_build: type[FakeSession], debug_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu_build.running = CPU
+    made: Any = BundleRuntime(load_bundle(debug_bundle), "cpu")
+    assert made.sampler.chosen == [(CPU, {})]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tensorrt_computes_in_full_precision_and_keeps_its_engines(
+    gpu_build: type[FakeSession], debug_bundle: Path, tmp_path: Path
+) -> None:
+    gpu_build.running = TENSORRT
+    made: Any = BundleRuntime(load_bundle(debug_bundle), "tensorrt", tensorrt_cache=str(tmp_path / "a" / "b"))
+    assert [provider for provider, _ in made.energy.chosen] == [TENSORRT, CUDA, CPU]
+    options = made.energy.chosen[0][1]
+    assert options["trt_fp16_enable"] == "0"
+    assert options["trt_engine_cache_enable"] == "1"
+    assert Path(options["trt_engine_cache_path"]) == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+    assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "tensorrt"])
+def test_a_gpu_that_fails_to_start_is_an_error_and_not_the_cpu(
+    gpu_build: type[FakeSession], debug_bundle: Path, tmp_path: Path, device: str
+) -> None:
+    gpu_build.running = CPU  # what ONNX Runtime does where a library is missing, with nothing but a line in its log
+    with pytest.raises(ConfigError, match=r"failed to start.*device=cpu"):
+        BundleRuntime(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
+    gpu_build.fault = RuntimeError("no CUDA-capable device is detected")
+    with pytest.raises(ConfigError, match=r"no CUDA-capable device.*device=cpu"):
+        BundleRuntime(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
+
+
+def test_engines_are_kept_with_the_user_s_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert engine_cache() == tmp_path / "caches" / "ddaebm" / "tensorrt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert engine_cache() == tmp_path / "home" / ".cache" / "ddaebm" / "tensorrt"
+
+
+def test_engines_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="set DDAEBM_TENSORRT_CACHE to a folder that can be written"):
+        engine_cache(str(tmp_path / "file" / "engines"))
 
 
 def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: BundleRuntime) -> None:
