@@ -37,10 +37,13 @@ def serve(
             print(f"DDAEBM_{name.upper()}={getattr(settings, name)}  # {field.description or ''}".rstrip(" #"))
         return
 
-    from service.app import create_app, load_engine
+    from model.bundle import find_bundle, load_bundle
+    from service.app import create_app
+    from service.engine import load_engine
     from service.server import serve as run
 
-    raise typer.Exit(run(create_app(settings, load_engine(settings)), settings))
+    engine = load_engine(load_bundle(find_bundle(settings.bundle)), settings)
+    raise typer.Exit(run(create_app(settings, engine), settings))
 
 
 @app.command()

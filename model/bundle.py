@@ -49,8 +49,16 @@ class Bundle:
     scorer: Scorer
     training: Mapping[str, Any]  # recipe, steps and the like, for people
     splits: Mapping[str, Any]  # size and digest of each part of the training data
+    files: frozenset[str]  # those that the manifest names
 
     def file(self, name: str) -> Path:
+        """Path of a verified file.
+
+        Raises:
+            BundleMissingFileError: the manifest does not name it, whether or not it is there.
+        """
+        if name not in self.files:
+            raise BundleMissingFileError(f"{self.path}: the manifest names no {name}; export the bundle again")
         return self.path / name
 
 
@@ -143,6 +151,7 @@ def load_bundle(path: Path) -> Bundle:
             scorer=_load_scorer(path / "calibration.npz"),
             training=manifest["training"],
             splits=manifest["splits"],
+            files=frozenset(files),
         )
     except (ConfigError, KeyError, TypeError, ValueError, OSError) as error:
         raise BundleError(f"{path}: the manifest cannot be used ({error})") from error

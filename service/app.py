@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse
 from model.bundle import find_bundle, load_bundle
 from service import errors
 from service.batching import Batcher, Operation
-from service.engine import Engine, OnnxEngine
+from service.engine import Engine, load_engine
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.routes import models, probes, samples, scores
@@ -25,15 +25,6 @@ _CLOSE_SECONDS = 5  # requests have been drained by now, so that at most one inf
 _DESCRIPTION = "Images in four network calls, and a calibrated out-of-distribution verdict for any image."
 
 
-def load_engine(settings: Settings) -> Engine:
-    """The engine that `settings` names.
-
-    Raises:
-        BundleError, ConfigError: as they say.
-    """
-    return OnnxEngine(load_bundle(find_bundle(settings.bundle)), settings.device, settings.threads)
-
-
 def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
     """An app that is ready once its lifespan has started: the engine loaded and warm.
 
@@ -44,7 +35,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = engine or load_engine(settings)
+        loaded = engine or load_engine(load_bundle(find_bundle(settings.bundle)), settings)
         await asyncio.to_thread(loaded.warm_up, settings.max_batch)
 
         def on_batch(operation: Operation, rows: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What computes: a protocol that the service is written against, and its ONNX Runtime form."""
+"""What computes: a protocol that the service is written against, its ONNX Runtime form, and the choice of one."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
+from model.errors import ConfigError
 from model.images import Contract
 from model.noise import image_seeds
 from model.runtime import BundleRuntime, Scores
 from model.scoring import Scorer
+from service.settings import Settings
 
 
 class Samples(NamedTuple):
@@ -42,11 +44,11 @@ class Engine(Protocol):
 class OnnxEngine:
     """A bundle on ONNX Runtime."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
-        self.runtime = BundleRuntime(bundle, device, threads)
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, tensorrt_cache: str = "") -> None:
+        self.runtime = BundleRuntime(bundle, device, threads, tensorrt_cache)
         self.name = bundle.name
         self.digest = bundle.digest
-        self.backend = "onnxruntime-" + ("cuda" if "CUDA" in self.runtime.providers[0] else "cpu")
+        self.backend = "onnxruntime-" + self.runtime.providers[0].removesuffix("ExecutionProvider").lower()
         self.num_steps = bundle.config.num_steps
         self.contract = bundle.contract
         self.scorer = bundle.scorer
@@ -58,5 +60,23 @@ class OnnxEngine:
         return self.runtime.score(images)
 
     def warm_up(self, max_batch: int) -> None:
-        for batch in {1, max_batch}:
+        for batch in {1, max_batch}:  # both ends, so that TensorRT builds for every size between them
             self.score(self.sample(image_seeds(0, batch)).images)
+
+
+def load_engine(bundle: Bundle, settings: Settings) -> Engine:
+    """The engine of `bundle` that `settings` asks for.
+
+    Raises:
+        BundleError: the bundle's graphs or weights cannot be loaded.
+        ConfigError: the backend is not installed, or the device is not to be had.
+    """
+    if settings.backend == "onnx":
+        return OnnxEngine(bundle, settings.device, settings.threads, settings.tensorrt_cache)
+    try:
+        from service.torch_engine import TorchEngine  # here, since serving by ONNX Runtime needs no torch
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"backend=torch needs {error.name}, which is not installed: pip install -c constraints.txt -e '.[torch]'"
+        ) from error
+    return TorchEngine(bundle, settings.device, settings.threads, settings.max_batch)

@@ -12,7 +12,11 @@ class Settings(BaseSettings):
     bundle: str = Field("fashion-mnist", description="name of a shipped bundle, or the path of a bundle folder")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535)
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where onnxruntime has it")
+    backend: Literal["onnx", "torch"] = Field("onnx", description="torch needs the extra of that name (docs/gpu.md)")
+    device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
+        "auto", description="auto takes CUDA where the backend has it; tensorrt is for onnx alone"
+    )
+    tensorrt_cache: str = Field("", description="folder of TensorRT's engines; empty: in the user's cache folder")
     threads: int = Field(0, ge=0, description="threads of one inference; 0 takes one a core")
     max_batch: int = Field(64, ge=1, description="images in one inference")
     max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")

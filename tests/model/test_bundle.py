@@ -59,6 +59,9 @@ def test_round_trip(tmp_path: Path) -> None:
     for field in ("mean", "whitening", "calibration_scores"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
     assert loaded.file("sampler.onnx").read_bytes() == FILES["sampler.onnx"]
+    (loaded.path / "stray.txt").write_text("nobody vouches for it")
+    with pytest.raises(BundleMissingFileError, match=r"stray\.txt"):
+        loaded.file("stray.txt")
     assert loaded.digest == written.digest == hashlib.sha256((loaded.path / MANIFEST).read_bytes()).hexdigest()
 
 

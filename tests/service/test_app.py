@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from model.errors import BundleMissingFileError
-from service.app import create_app, load_engine
+from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, metric, wait_until
 
@@ -110,5 +110,6 @@ def test_stopping_finishes_what_waits(engine: FakeEngine) -> None:
 
 
 def test_a_bundle_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(BundleMissingFileError, match="nobody"):
-        load_engine(Settings(bundle=str(tmp_path / "nobody")))
+    app = create_app(Settings(bundle=str(tmp_path / "nobody")))
+    with pytest.raises(BundleMissingFileError, match="nobody"), TestClient(app):
+        pass

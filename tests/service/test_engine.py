@@ -1,20 +1,22 @@
 """The ONNX Runtime engine on a real, tiny bundle."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model.bundle import load_bundle
+from model.errors import ConfigError
 from model.noise import image_seeds
-from service.app import load_engine
-from service.engine import Engine, OnnxEngine
+from service.engine import Engine, OnnxEngine, load_engine
 from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def onnx_engine(debug_bundle: Path) -> Engine:
-    return load_engine(Settings(bundle=str(debug_bundle), device="cpu", threads=1))
+    return load_engine(load_bundle(debug_bundle), Settings(device="cpu", threads=1))
 
 
 def test_the_engine_says_what_its_bundle_says(onnx_engine: Engine, debug_bundle: Path) -> None:
@@ -56,3 +58,15 @@ def test_noise_scores_above_what_the_calibration_has_seen(onnx_engine: Engine) -
 
 def test_warming_up_at_a_batch_of_one_works(onnx_engine: Engine) -> None:
     onnx_engine.warm_up(1)
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors"])
+def test_a_backend_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, debug_bundle: Path, missing: str
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "service.torch_engine", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
+        load_engine(load_bundle(debug_bundle), Settings(backend="torch"))
