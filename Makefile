@@ -1,10 +1,11 @@
 # Every target works from a clean clone; the virtual environments are made where they are missing.
 PYTHON ?= python3
 VENV ?= .venv
+GPU_VENV ?= .venv-gpu
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 
-.PHONY: serve test check fix install train-demo docker-test stress clean
+.PHONY: serve test check fix install train-demo docker-test gpu-check gpu-found stress clean
 
 serve: $(VENV)/.serving
 	$(BIN)/ddaebm serve
@@ -31,8 +32,16 @@ train-demo: $(VENV)/.everything
 docker-test:
 	PYTHON=$(PYTHON) docker/test.sh
 
+# Speed and exactness of every backend on this machine's GPU, into docs/performance.md.
+gpu-check: gpu-found $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python benchmarks/gpu.py
+
+# Before anything is downloaded.
+gpu-found:
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "gpu-check: needs an NVIDIA GPU and its driver" >&2; exit 1; }
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -45,4 +54,10 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,dev]'
+	touch $@
+
+# Of its own: onnxruntime and onnxruntime-gpu are one package by two names.
+$(GPU_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/pip install --quiet -c constraints.txt -e '.[gpu,torch]'
 	touch $@
