@@ -56,7 +56,12 @@ class TorchEngine:
         self._sampler = SamplerGraph(generator, bundle.config).to(self.device)
         self._energy = EnergyGraph(energy_net, bundle.config).to(self.device)
         self._sizes = ladder(max_batch)
-        self._graphs = CudaGraphs(self.device) if cuda_graphs and self.device.type == "cuda" else None
+        self._graphs = None
+        if self.device.type == "cuda":
+            # Scores are compared with a calibration that was computed in full precision.
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+            self._graphs = CudaGraphs(self.device) if cuda_graphs else None
 
     def sample(self, seeds: NDArray[np.int64]) -> Samples:
         return Samples(*self._run(self._sample, seeds))
@@ -152,9 +157,6 @@ def choose_device(device: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(f"device=cuda, but torch {torch.__version__} finds no GPU; see docs/gpu.md")
-    # Scores are compared with a calibration that was computed in full precision.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", torch.cuda.current_device())
 
 
