@@ -44,5 +44,5 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,hub,train,dev]'
 	touch $@
