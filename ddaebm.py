@@ -13,6 +13,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
     "Adversarial energy-based diffusion: train, export and serve models that make images and score them."
 ))  # fmt: skip
 
+_PATH_HELP = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or hf:NAME[:split]"
+
 
 @app.command()
 def serve(
@@ -45,9 +47,11 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="debug, toy, toy-paper or fashion-mnist")],
+    recipe: Annotated[str, typer.Argument(help="images for your own, or debug, toy, toy-paper, fashion-mnist")],
     out: Annotated[Path, typer.Option(help="run folder")],
-    data: Annotated[str | None, typer.Option(help="folder of images, .npy, .npz or IDX file")] = None,
+    data: Annotated[str | None, typer.Option(help=_PATH_HELP)] = None,
+    size: Annotated[str | None, typer.Option(help="images: N or WIDTHxHEIGHT to resize to; the data's own")] = None,
+    channels: Annotated[int | None, typer.Option(help="images: 1 grey or 3 colour; the data's own")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
@@ -55,9 +59,10 @@ def train(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
 ) -> None:
     """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
+    from model.readers import find_contract
     from training import checkpoint
-    from training.config import make_config
     from training.data import load_data, split
+    from training.recipes import IMAGES, make_config
     from training.trainer import train as run
 
     overrides = dict(_assignment(text) for text in assignments or [])
@@ -65,7 +70,15 @@ def train(
     has_run = bool(checkpoint.list_checkpoints(out))
     if has_run and not resume:
         raise typer.BadParameter(f"{out} already holds a run; add --resume to go on with it, or give another --out")
-    config = (checkpoint.read_config(out) if has_run else make_config(recipe)).override(overrides)
+    if recipe != IMAGES and (size or channels):
+        raise typer.BadParameter(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
+    if channels not in (None, 1, 3):
+        raise typer.BadParameter(f"--channels is 1 (grey) or 3 (colour), not {channels}")
+    if has_run:
+        config = checkpoint.read_config(out)
+    else:
+        config = make_config(recipe, find_contract(data, _size(size), channels) if recipe == IMAGES and data else None)
+    config = config.override(overrides)
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
@@ -79,14 +92,13 @@ def export(
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     name: Annotated[str | None, typer.Option(help="name that clients use; the recipe's by default")] = None,
     data: Annotated[str | None, typer.Option(help="the training data, if it has moved")] = None,
-    test: Annotated[Path | None, typer.Option(help="test images, for the model card")] = None,
+    test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
 ) -> None:
     """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
     from training.export import export as make
 
-    others = {label: Path(path) for label, path in (_assignment(text) for text in ood or [])}
-    bundle, errors = make(run, out, name, data, test, others)
+    bundle, errors = make(run, out, name, data, test, dict(map(_assignment, ood or [])))
     for file, error in errors.items():
         print(f"{file}: relative error {error:.1e} against torch")
     print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
@@ -95,7 +107,7 @@ def export(
 @app.command()
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="shipped bundle by name, or a bundle folder")],
-    data: Annotated[Path, typer.Option(help="test images that were not trained on")],
+    data: Annotated[str, typer.Option(help="test images that were not trained on")],
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images")] = None,
 ) -> None:
     """False alarms and AUROC of a bundle's OOD score, as JSON."""
@@ -105,7 +117,7 @@ def evaluate(
     from training.evaluate import ood_report
 
     loaded = load_bundle(find_bundle(bundle))
-    others = {label: read_images(Path(path), loaded.contract) for label, path in map(_assignment, ood or [])}
+    others = {label: read_images(path, loaded.contract) for label, path in map(_assignment, ood or [])}
     test = read_images(data, loaded.contract)
     runtime = BundleRuntime(loaded)
     print(json.dumps(ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others), indent=2))
@@ -184,6 +196,16 @@ def score(
                 print(json.dumps(row))
     if found and fail_on_ood:
         raise typer.Exit(3)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """N or WIDTHxHEIGHT -> (height, width)."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and (height or width).isdecimal()):
+        raise typer.BadParameter(f"--size is N or WIDTHxHEIGHT in pixels, not {text!r}")
+    return int(height or width), int(width)
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ A PATH is a folder of images (any depth), one image, a .zip or .tar[.gz|.bz2|.xz
 uint8, an IDX file (`*-images-idx3-ubyte[.gz]`) or the folder that holds one, or `hf:NAME[:split]`.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from model import formats
 from model.errors import DataError, ImageError
 from model.formats import Entry
 from model.images import Contract, Decoded, convert, open_image, upright_size
+
+logger = logging.getLogger("ddaebm.readers")
 
 _IDX = "idx3-ubyte"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -88,14 +91,20 @@ def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
     """
     pixels = bytearray()  # grows in place: a list and its stack would be there twice
     faults: list[str] = []
-    count = 0
+    count = resized = 0
     for entry in entries(path):
         count += 1
         try:
-            pixels += decode_entry(entry, contract).pixels.tobytes()
+            decoded = decode_entry(entry, contract)
         except ImageError as error:
             faults.append(f"{entry.name}: {error}")
+            continue
+        pixels += decoded.pixels.tobytes()
+        resized += decoded.resized
     _refuse(faults, count)
+    if resized:
+        logger.warning("%s: %d of %d images were resized to %dx%d",
+                       path, resized, count, contract.width, contract.height)  # fmt: skip
     return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape)
 
 

@@ -24,8 +24,8 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 def training_images(bundle: Path) -> NDArray[np.uint8]:
     """What the debug recipe learns."""
-    from training.config import make_config
     from training.data import load_data
+    from training.recipes import make_config
 
     config = make_config(json.loads((bundle / "bundle.json").read_text())["training"]["recipe"])
     return load_data(config.data, config.network)

@@ -8,8 +8,8 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import DataError
-from training.config import make_config
 from training.data import batch_at, contract, load_data, split, to_pixels, to_tensor
+from training.recipes import make_config
 
 IMAGES, POINTS = make_config("debug").network, make_config("toy").network
 GOLDEN_RANGE = {
