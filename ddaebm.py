@@ -1,18 +1,22 @@
 """The command line. The one file that may reach both service and training, each only when its command runs."""
 
 import json
+import os
+import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from model.errors import DdaebmError
+from model.errors import ConfigError, DdaebmError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Adversarial energy-based diffusion: train, export and serve models that make images and score them."
 ))  # fmt: skip
 
+_BUNDLE_HELP = "shipped bundle by name, or a bundle folder"
 _PATH_HELP = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or hf:NAME[:split]"
 
 
@@ -74,11 +78,12 @@ def train(
         raise typer.BadParameter(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
     if channels not in (None, 1, 3):
         raise typer.BadParameter(f"--channels is 1 (grey) or 3 (colour), not {channels}")
-    if has_run:
-        config = checkpoint.read_config(out)
-    else:
-        config = make_config(recipe, find_contract(data, _size(size), channels) if recipe == IMAGES and data else None)
-    config = config.override(overrides)
+    form = None
+    if recipe == IMAGES and not has_run:
+        if not data:
+            raise typer.BadParameter(f"the recipe {IMAGES} needs --data PATH")
+        form = find_contract(data, _size(size), channels)
+    config = (checkpoint.read_config(out) if has_run else make_config(recipe, form)).override(overrides)
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
@@ -143,69 +148,73 @@ def reproduce(
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="a .png grid, or an .npy of uint8 (n, h, w, c)")],
+    out: Annotated[Path, typer.Option(help=".png (a grid), .npy, .zip of PNGs, or a folder of PNGs")],
     n: Annotated[int, typer.Option("-n", min=1)] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
-    bundle: Annotated[str, typer.Option(help="shipped bundle by name, or a bundle folder")] = "fashion-mnist",
+    bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
 ) -> None:
-    """Make images; the same seed gives the same ones as the service."""
-    import numpy as np
+    """Make images, any number; the same seed gives the same ones as the service.
 
+    Interrupted, the same command goes on where it stopped (.npy, .zip, folder).
+    """
+    from model.bulk import sample_to
     from model.bundle import find_bundle, load_bundle
-    from model.files import encode_npy, write_file
-    from model.images import encode_png, make_grid
-    from model.noise import image_seeds
+    from model.progress import progress
     from model.runtime import BundleRuntime
 
-    if out.suffix not in (".png", ".npy"):
-        raise typer.BadParameter("--out must end in .png or .npy")
     runtime = BundleRuntime(load_bundle(find_bundle(bundle)))
-    seeds = image_seeds(seed, n)
-    images = np.concatenate([runtime.sample(seeds[i : i + 64]) for i in range(0, n, 64)])
-    write_file(out, encode_png(make_grid(images)) if out.suffix == ".png" else encode_npy(images))
+    with progress("sample", n) as tick:
+        try:
+            sample_to(runtime, out, seed, n, tick)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--out: {error}") from error
     print(f"{out}: {n} images, seed {seed}")
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
 
 
 @app.command()
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="images, folders of images, .npy, .npz or IDX files")],
-    bundle: Annotated[str, typer.Option(help="shipped bundle by name, or a bundle folder")] = "fashion-mnist",
+    paths: Annotated[list[str], typer.Argument(help=_PATH_HELP)],
+    bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
     alpha: Annotated[float, typer.Option(help="false-alarm rate that is accepted")] = 0.05,
+    format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
 ) -> None:
-    """Score images: one JSON line each, with energies, OOD score, p-value and verdict."""
+    """Score images, any number: energies, OOD score, p-value, verdict. Exits with 1 when one could not be read."""
+    from model.bulk import score_paths
     from model.bundle import find_bundle, load_bundle
-    from model.readers import read_images
+    from model.progress import progress
     from model.runtime import BundleRuntime
+    from model.tables import WRITERS, Totals, count
 
     loaded = load_bundle(find_bundle(bundle))
     smallest = loaded.scorer.smallest_p
     if not smallest <= alpha < 1:
         raise typer.BadParameter(f"--alpha must lie in [{smallest:.3g}, 1): a smaller one can never fire")
-    runtime = BundleRuntime(loaded)
-    found = False
-    for path in paths:
-        images = read_images(path, loaded.contract)
-        for start in range(0, len(images), 64):
-            scores = runtime.score(images[start : start + 64])
-            for i, (energies, ood_score, p_value) in enumerate(zip(*scores, strict=True)):
-                is_ood = bool(p_value <= alpha)
-                found |= is_ood
-                row: dict[str, Any] = {"path": str(path), "index": start + i, "energies": energies.tolist(),
-                                       "ood_score": ood_score, "p_value": p_value, "is_ood": is_ood}  # fmt: skip
-                print(json.dumps(row))
-    if found and fail_on_ood:
+    totals = Totals()
+    with progress("score") as tick:
+        rows = count(score_paths(BundleRuntime(loaded), paths, tick), alpha, totals)
+        WRITERS[format_](rows, sys.stdout)
+    print(totals, file=sys.stderr)
+    if totals.ood and fail_on_ood:
         raise typer.Exit(3)
+    if totals.unreadable:
+        raise typer.Exit(1)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
     """N or WIDTHxHEIGHT -> (height, width)."""
     if text is None:
         return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and (height or width).isdecimal()):
+    sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
+    if not sides:
         raise typer.BadParameter(f"--size is N or WIDTHxHEIGHT in pixels, not {text!r}")
-    return int(height or width), int(width)
+    return int(sides[2] or sides[1]), int(sides[1])
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -219,6 +228,9 @@ def main() -> None:
     """Entry point: a known error is one line on stderr and exit code 1."""
     try:
         app()
+    except BrokenPipeError:  # whoever read our output has enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (DdaebmError, OSError) as error:
         print(f"ddaebm: {error}", file=sys.stderr)
         raise SystemExit(1) from None

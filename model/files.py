@@ -5,22 +5,50 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def write_file(path: Path, contents: bytes) -> None:
-    """Replace `path` by `contents`; a kill leaves the old file or the new one."""
+def write_file(path: Path, contents: bytes, sync: bool = True) -> None:
+    """Replace `path` by `contents`; a kill leaves the old file or the new one.
+
+    Without `sync` a power cut may leave an empty one: for many small files that can be made again.
+    """
     beside = _beside(path)
     beside.write_bytes(contents)
-    _sync(beside)
+    if sync:
+        _sync(beside)
+    os.replace(beside, path)
+    if sync:
+        _sync(path.parent)
+
+
+@contextmanager
+def write_stream(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of `path` when the block ends without an error."""
+    beside = _beside(path)
+    try:
+        with beside.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     os.replace(beside, path)
     _sync(path.parent)
+
+
+def write_zip(handle: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
+    """A zip of (name, contents), stored: for what is compressed already. The same members give the same bytes."""
+    with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+        for name, contents in members:
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), contents)
 
 
 @contextmanager

@@ -81,6 +81,13 @@ def service(debug_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield shared
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
 def run_cli(*arguments: object, cwd: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
