@@ -22,17 +22,17 @@ _PATH_HELP = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or
 
 @app.command()
 def serve(
-    bundle: Annotated[str | None, typer.Option(help="shipped bundle by name, or a bundle folder")] = None,
+    bundle: Annotated[list[str] | None, typer.Option(help=f"{_BUNDLE_HELP}; again for more, chosen by `model`")] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on")] = None,
     print_settings: Annotated[bool, typer.Option(help="list every setting with its value, and exit")] = False,
 ) -> None:
-    """Serve a bundle over HTTP. Each setting is also an environment variable: DDAEBM_PORT and so on."""
+    """Serve bundles over HTTP; SIGHUP reloads them. Each setting is also in the environment: DDAEBM_PORT and so on."""
     from pydantic import ValidationError
 
     from service.settings import Settings
 
-    flags: dict[str, Any] = {"bundle": bundle, "host": host, "port": port}
+    flags: dict[str, Any] = {"bundle": bundle or None, "host": host, "port": port}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -40,13 +40,15 @@ def serve(
         raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
     if print_settings:
         for name, field in Settings.model_fields.items():
-            print(f"DDAEBM_{name.upper()}={getattr(settings, name)}  # {field.description or ''}".rstrip(" #"))
+            value = getattr(settings, name)
+            text = ",".join(value) if isinstance(value, tuple) else value
+            print(f"DDAEBM_{name.upper()}={text}  # {field.description or ''}".rstrip(" #"))
         return
 
-    from service.app import create_app, load_engine
+    from service.app import create_app, load_engines
     from service.server import serve as run
 
-    raise typer.Exit(run(create_app(settings, load_engine(settings)), settings))
+    raise typer.Exit(run(create_app(settings, *load_engines(settings).values()), settings))
 
 
 @app.command()

@@ -84,22 +84,20 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz by name, or that of an .npy under the empty name; never pickled objects.
+def read_arrays(contents: bytes) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name; never pickled objects.
 
     Raises:
         ValueError: not such a file, or a broken one.
-        OSError: it cannot be read at all.
     """
-    contents = io.BytesIO(path.read_bytes())  # numpy would leave a file of its own open on an error
     try:
-        loaded = np.load(contents, allow_pickle=False)
+        loaded = np.load(io.BytesIO(contents), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"": loaded}
+            raise ValueError("one array, not an archive of them")
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path.name}: {error or 'cut short'}") from error
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"not a readable .npz: {error or 'cut short'}") from error
 
 
 def _beside(path: Path) -> Path:

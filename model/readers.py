@@ -16,7 +16,7 @@ from PIL import Image
 from model import formats
 from model.errors import DataError, ImageError
 from model.formats import Entry
-from model.images import Contract, Decoded, convert, open_image, upright_size
+from model.images import MAX_PIXELS, Contract, Decoded, convert, from_pixels, open_image, upright_size
 
 logger = logging.getLogger("ddaebm.readers")
 
@@ -70,17 +70,17 @@ def _open(path: str | Path) -> Iterator[Entry]:
     raise DataError("not a folder, an archive (.zip, .tar, .tar.gz, .tar.zst), .npy, .npz, IDX file or image")
 
 
-def decode_entry(entry: Entry, contract: Contract) -> Decoded:
-    """An entry's pixels under the contract. Raises ImageError as `model.images.convert` does."""
+def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An entry as an image whose size is known and whose pixels are not yet decoded. Raises ImageError."""
     content = entry.content
     if isinstance(content, ImageError):
         raise content
-    return convert(open_image(content) if isinstance(content, bytes) else from_pixels(content), contract)
+    return open_image(content, max_pixels) if isinstance(content, bytes) else from_pixels(content, max_pixels)
 
 
-def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
-    """uint8 (H, W, 1 or 3) as an image, to be brought to a contract as a file of the same pixels would be."""
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+def decode_entry(entry: Entry, contract: Contract) -> Decoded:
+    """An entry's pixels under the contract. Raises ImageError."""
+    return convert(open_entry(entry), contract)
 
 
 def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:

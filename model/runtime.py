@@ -40,6 +40,15 @@ class Scores(NamedTuple):
     p_value: NDArray[np.float64]  # (B,)
 
 
+class Explained(NamedTuple):
+    """`Scores`, and where the energy sits."""
+
+    energies: NDArray[np.float32]  # (B, T)
+    ood_score: NDArray[np.float64]  # (B,)
+    p_value: NDArray[np.float64]  # (B,)
+    energy_map: NDArray[np.float32]  # (B, T, H, W)
+
+
 def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
     """ONNX Runtime execution providers for "auto", "cpu" or "cuda".
 
@@ -78,9 +87,10 @@ class BundleRuntime:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0) -> None:
         self.bundle = bundle
         self.providers = choose_providers(device)
+        sampler, energy = bundle.read("sampler.onnx"), bundle.read("energy.onnx")
         try:
-            self.sampler = make_session(str(bundle.file("sampler.onnx")), self.providers, threads)
-            self.energy = make_session(str(bundle.file("energy.onnx")), self.providers, threads)
+            self.sampler = make_session(sampler, self.providers, threads)
+            self.energy = make_session(energy, self.providers, threads)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             raise BundleError(f"{bundle.path}: ONNX Runtime cannot load it ({error})") from error
         if self.sampler.get_providers()[0] != self.providers[0]:
@@ -99,10 +109,14 @@ class BundleRuntime:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and conformal p-value of each image (B, H, W, C)."""
+        return Scores(*self.explain(images)[:3])
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        """The scores of `score`, with the energy map behind them."""
         levels = self.level_statistics(images)
         scorer = self.bundle.scorer
         ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
-        return Scores(levels.energies, ood_score, scorer.p_value(ood_score))
+        return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:

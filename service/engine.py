@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from model.bundle import Bundle
 from model.images import Contract
 from model.noise import image_seeds
-from model.runtime import BundleRuntime, Scores
+from model.runtime import BundleRuntime, Explained, Scores
 from model.scoring import Scorer
 
 
@@ -17,7 +17,7 @@ class Samples(NamedTuple):
 
 
 class Engine(Protocol):
-    """One model on one device. `sample` and `score` run on the inference thread alone.
+    """One model on one device. `sample`, `score` and `explain` run on the inference thread alone.
 
     Row i of what they return depends on row i of what they are given, and on nothing else.
     """
@@ -34,6 +34,9 @@ class Engine(Protocol):
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and p-value of images (B, H, W, C) in the contract's form."""
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        """`score`, and the energy of each pixel at each level."""
 
     def warm_up(self, max_batch: int) -> None:
         """Run what the first request would otherwise wait for."""
@@ -56,6 +59,9 @@ class OnnxEngine:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         return self.runtime.score(images)
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        return self.runtime.explain(images)
 
     def warm_up(self, max_batch: int) -> None:
         for batch in {1, max_batch}:

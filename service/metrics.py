@@ -50,6 +50,9 @@ class Metrics:
             registry=registry,
         )
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
+        self.reloads = Counter(
+            "ddaebm_reloads_total", "Reloads of the bundles on SIGHUP.", ["outcome"], registry=registry
+        )
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )

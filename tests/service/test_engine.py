@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from model.noise import image_seeds
-from service.app import load_engine
+from service.app import load_engines
 from service.engine import Engine, OnnxEngine
 from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def onnx_engine(debug_bundle: Path) -> Engine:
-    return load_engine(Settings(bundle=str(debug_bundle), device="cpu", threads=1))
+    (engine,) = load_engines(Settings(bundle=(str(debug_bundle),), device="cpu", threads=1)).values()
+    return engine
 
 
 def test_the_engine_says_what_its_bundle_says(onnx_engine: Engine, debug_bundle: Path) -> None:
