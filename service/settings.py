@@ -15,7 +15,7 @@ class Settings(BaseSettings):
         description="bundles by shipped name or folder, separated by commas; the first answers where none is named",
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where onnxruntime has it")
     threads: int = Field(0, ge=0, description="threads of one inference; 0 takes one a core")
     max_batch: int = Field(64, ge=1, description="images in one inference")
