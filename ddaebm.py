@@ -183,7 +183,7 @@ class Format(StrEnum):
 def score(
     paths: Annotated[list[str], typer.Argument(help=_PATH_HELP)],
     bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
-    alpha: Annotated[float, typer.Option(help="false-alarm rate that is accepted")] = 0.05,
+    alpha: Annotated[float | None, typer.Option(help="false-alarm rate that is accepted; 0.05 by default")] = None,
     format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
 ) -> None:
@@ -196,6 +196,7 @@ def score(
 
     loaded = load_bundle(find_bundle(bundle))
     smallest = loaded.scorer.smallest_p
+    alpha = loaded.scorer.default_alpha if alpha is None else alpha
     if not smallest <= alpha < 1:
         raise typer.BadParameter(f"--alpha must lie in [{smallest:.3g}, 1): a smaller one can never fire")
     totals = Totals()

@@ -30,7 +30,10 @@ Upload = tuple[str, Decoded | ImageProblem]  # name, and its pixels or what is w
 async def create_scores(
     request: Request,
     service: Shared,
-    alpha: Annotated[float, Query(gt=0, lt=1, description="false-alarm rate that is accepted")] = 0.05,
+    alpha: Annotated[
+        float | None,
+        Query(gt=0, lt=1, description="false-alarm rate that is accepted; absent: 0.05, or the model's smallest p"),
+    ] = None,
     heatmap: Annotated[bool, Query(description="add a picture of where each image's energy sits")] = False,
     model: Annotated[str | None, Query(description="name of a loaded model; absent: the first")] = None,
 ) -> ScoreResponse:
@@ -40,6 +43,8 @@ async def create_scores(
     """
     engine = service.engine(model)
     scorer = engine.scorer
+    if alpha is None:
+        alpha = scorer.default_alpha
     if alpha < scorer.smallest_p:
         detail = f"alpha: {alpha:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
         raise Problem(422, "alpha-too-small", detail)

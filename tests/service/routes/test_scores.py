@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from model.images import encode_png
+from model.scoring import Scorer
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, from_base64, metric, png
 
 URL = "/v1/scores"
@@ -129,6 +130,14 @@ def test_an_alpha_that_cannot_work_is_422(client: TestClient, engine: FakeEngine
 def test_an_alpha_below_the_smallest_p_is_told_that_p(client: TestClient) -> None:
     response = client.post(URL, files=files(png()), params={"alpha": 0.0099})
     assert "0.01" in check_problem(response, 422, "alpha-too-small")["detail"]
+
+
+def test_the_default_alpha_is_one_that_can_fire(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert score(client, png())["alpha"] == 0.05
+    monkeypatch.setattr(FakeEngine, "scorer", Scorer(np.zeros(1), np.eye(1), np.arange(9.0)))
+    body = score(client, png(255))
+    assert (body["alpha"], body["results"][0]["is_ood"]) == (0.1, True)
+    check_problem(client.post(URL, files=files(png()), params={"alpha": 0.05}), 422, "alpha-too-small")
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.5, 0.999])
