@@ -1,32 +1,38 @@
 """The command line. The one file that may reach both service and training, each only when its command runs."""
 
 import json
+import os
+import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from model.errors import DdaebmError
+from model.errors import ConfigError, DdaebmError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Adversarial energy-based diffusion: train, export and serve models that make images and score them."
 ))  # fmt: skip
 
+_BUNDLE_HELP = "shipped bundle by name, or a bundle folder"
+_PATH_HELP = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or hf:NAME[:split]"
+
 
 @app.command()
 def serve(
-    bundle: Annotated[str | None, typer.Option(help="shipped bundle by name, or a bundle folder")] = None,
+    bundle: Annotated[list[str] | None, typer.Option(help=f"{_BUNDLE_HELP}; again for more, chosen by `model`")] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on")] = None,
     print_settings: Annotated[bool, typer.Option(help="list every setting with its value, and exit")] = False,
 ) -> None:
-    """Serve a bundle over HTTP. Each setting is also an environment variable: DDAEBM_PORT and so on."""
+    """Serve bundles over HTTP; SIGHUP reloads them. Each setting is also in the environment: DDAEBM_PORT and so on."""
     from pydantic import ValidationError
 
     from service.settings import Settings
 
-    flags: dict[str, Any] = {"bundle": bundle, "host": host, "port": port}
+    flags: dict[str, Any] = {"bundle": bundle or None, "host": host, "port": port}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
@@ -34,23 +40,24 @@ def serve(
         raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
     if print_settings:
         for name, field in Settings.model_fields.items():
-            print(f"DDAEBM_{name.upper()}={getattr(settings, name)}  # {field.description or ''}".rstrip(" #"))
+            value = getattr(settings, name)
+            text = ",".join(value) if isinstance(value, tuple) else value
+            print(f"DDAEBM_{name.upper()}={text}  # {field.description or ''}".rstrip(" #"))
         return
 
-    from model.bundle import find_bundle, load_bundle
-    from service.app import create_app
-    from service.engine import load_engine
+    from service.app import create_app, load_engines
     from service.server import serve as run
 
-    engine = load_engine(load_bundle(find_bundle(settings.bundle)), settings)
-    raise typer.Exit(run(create_app(settings, engine), settings))
+    raise typer.Exit(run(create_app(settings, *load_engines(settings).values()), settings))
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="debug, toy, toy-paper or fashion-mnist")],
+    recipe: Annotated[str, typer.Argument(help="images for your own, or debug, toy, toy-paper, fashion-mnist")],
     out: Annotated[Path, typer.Option(help="run folder")],
-    data: Annotated[str | None, typer.Option(help="folder of images, .npy, .npz or IDX file")] = None,
+    data: Annotated[str | None, typer.Option(help=_PATH_HELP)] = None,
+    size: Annotated[str | None, typer.Option(help="images: N or WIDTHxHEIGHT to resize to; the data's own")] = None,
+    channels: Annotated[int | None, typer.Option(help="images: 1 grey or 3 colour; the data's own")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
@@ -58,9 +65,10 @@ def train(
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
 ) -> None:
     """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
+    from model.readers import find_contract
     from training import checkpoint
-    from training.config import make_config
     from training.data import load_data, split
+    from training.recipes import IMAGES, make_config
     from training.trainer import train as run
 
     overrides = dict(_assignment(text) for text in assignments or [])
@@ -68,7 +76,16 @@ def train(
     has_run = bool(checkpoint.list_checkpoints(out))
     if has_run and not resume:
         raise typer.BadParameter(f"{out} already holds a run; add --resume to go on with it, or give another --out")
-    config = (checkpoint.read_config(out) if has_run else make_config(recipe)).override(overrides)
+    if recipe != IMAGES and (size or channels):
+        raise typer.BadParameter(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
+    if channels not in (None, 1, 3):
+        raise typer.BadParameter(f"--channels is 1 (grey) or 3 (colour), not {channels}")
+    form = None
+    if recipe == IMAGES and not has_run:
+        if not data:
+            raise typer.BadParameter(f"the recipe {IMAGES} needs --data PATH")
+        form = find_contract(data, _size(size), channels)
+    config = (checkpoint.read_config(out) if has_run else make_config(recipe, form)).override(overrides)
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
@@ -82,14 +99,13 @@ def export(
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     name: Annotated[str | None, typer.Option(help="name that clients use; the recipe's by default")] = None,
     data: Annotated[str | None, typer.Option(help="the training data, if it has moved")] = None,
-    test: Annotated[Path | None, typer.Option(help="test images, for the model card")] = None,
+    test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
 ) -> None:
     """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
     from training.export import export as make
 
-    others = {label: Path(path) for label, path in (_assignment(text) for text in ood or [])}
-    bundle, errors = make(run, out, name, data, test, others)
+    bundle, errors = make(run, out, name, data, test, dict(map(_assignment, ood or [])))
     for file, error in errors.items():
         print(f"{file}: relative error {error:.1e} against torch")
     print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
@@ -98,7 +114,7 @@ def export(
 @app.command()
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="shipped bundle by name, or a bundle folder")],
-    data: Annotated[Path, typer.Option(help="test images that were not trained on")],
+    data: Annotated[str, typer.Option(help="test images that were not trained on")],
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images")] = None,
 ) -> None:
     """False alarms and AUROC of a bundle's OOD score, as JSON."""
@@ -108,7 +124,7 @@ def evaluate(
     from training.evaluate import ood_report
 
     loaded = load_bundle(find_bundle(bundle))
-    others = {label: read_images(Path(path), loaded.contract) for label, path in map(_assignment, ood or [])}
+    others = {label: read_images(path, loaded.contract) for label, path in map(_assignment, ood or [])}
     test = read_images(data, loaded.contract)
     runtime = BundleRuntime(loaded)
     print(json.dumps(ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others), indent=2))
@@ -134,59 +150,74 @@ def reproduce(
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option(help="a .png grid, or an .npy of uint8 (n, h, w, c)")],
+    out: Annotated[Path, typer.Option(help=".png (a grid), .npy, .zip of PNGs, or a folder of PNGs")],
     n: Annotated[int, typer.Option("-n", min=1)] = 64,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
-    bundle: Annotated[str, typer.Option(help="shipped bundle by name, or a bundle folder")] = "fashion-mnist",
+    bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
 ) -> None:
-    """Make images; the same seed gives the same ones as the service."""
-    import numpy as np
+    """Make images, any number; the same seed gives the same ones as the service.
 
+    Interrupted, the same command goes on where it stopped (.npy, .zip, folder).
+    """
+    from model.bulk import sample_to
     from model.bundle import find_bundle, load_bundle
-    from model.files import encode_npy, write_file
-    from model.images import encode_png, make_grid
-    from model.noise import image_seeds
+    from model.progress import progress
     from model.runtime import BundleRuntime
 
-    if out.suffix not in (".png", ".npy"):
-        raise typer.BadParameter("--out must end in .png or .npy")
     runtime = BundleRuntime(load_bundle(find_bundle(bundle)))
-    seeds = image_seeds(seed, n)
-    images = np.concatenate([runtime.sample(seeds[i : i + 64]) for i in range(0, n, 64)])
-    write_file(out, encode_png(make_grid(images)) if out.suffix == ".png" else encode_npy(images))
+    with progress("sample", n) as tick:
+        try:
+            sample_to(runtime, out, seed, n, tick)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--out: {error}") from error
     print(f"{out}: {n} images, seed {seed}")
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
 
 
 @app.command()
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="images, folders of images, .npy, .npz or IDX files")],
-    bundle: Annotated[str, typer.Option(help="shipped bundle by name, or a bundle folder")] = "fashion-mnist",
-    alpha: Annotated[float, typer.Option(help="false-alarm rate that is accepted")] = 0.05,
+    paths: Annotated[list[str], typer.Argument(help=_PATH_HELP)],
+    bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
+    alpha: Annotated[float | None, typer.Option(help="false-alarm rate that is accepted; 0.05 by default")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
 ) -> None:
-    """Score images: one JSON line each, with energies, OOD score, p-value and verdict."""
+    """Score images, any number: energies, OOD score, p-value, verdict. Exits with 1 when one could not be read."""
+    from model.bulk import score_paths
     from model.bundle import find_bundle, load_bundle
-    from model.readers import read_images
+    from model.progress import progress
     from model.runtime import BundleRuntime
+    from model.tables import WRITERS, Totals, count
 
     loaded = load_bundle(find_bundle(bundle))
     smallest = loaded.scorer.smallest_p
+    alpha = loaded.scorer.default_alpha if alpha is None else alpha
     if not smallest <= alpha < 1:
         raise typer.BadParameter(f"--alpha must lie in [{smallest:.3g}, 1): a smaller one can never fire")
-    runtime = BundleRuntime(loaded)
-    found = False
-    for path in paths:
-        images = read_images(path, loaded.contract)
-        for start in range(0, len(images), 64):
-            scores = runtime.score(images[start : start + 64])
-            for i, (energies, ood_score, p_value) in enumerate(zip(*scores, strict=True)):
-                is_ood = bool(p_value <= alpha)
-                found |= is_ood
-                row: dict[str, Any] = {"path": str(path), "index": start + i, "energies": energies.tolist(),
-                                       "ood_score": ood_score, "p_value": p_value, "is_ood": is_ood}  # fmt: skip
-                print(json.dumps(row))
-    if found and fail_on_ood:
+    totals = Totals()
+    with progress("score") as tick:
+        rows = count(score_paths(BundleRuntime(loaded), paths, tick), alpha, totals)
+        WRITERS[format_](rows, sys.stdout)
+    print(totals, file=sys.stderr)
+    if totals.ood and fail_on_ood:
         raise typer.Exit(3)
+    if totals.unreadable:
+        raise typer.Exit(1)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """N or WIDTHxHEIGHT -> (height, width)."""
+    if text is None:
+        return None
+    sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text.lower())
+    if not sides:
+        raise typer.BadParameter(f"--size is N or WIDTHxHEIGHT in pixels, not {text!r}")
+    return int(sides[2] or sides[1]), int(sides[1])
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -200,6 +231,9 @@ def main() -> None:
     """Entry point: a known error is one line on stderr and exit code 1."""
     try:
         app()
+    except BrokenPipeError:  # whoever read our output has enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (DdaebmError, OSError) as error:
         print(f"ddaebm: {error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -28,8 +28,8 @@ def measure(recipe: str, assignments: list[str], steps: int) -> float:
     import training.config
     from model.diffusion import Diffusion
     from model.schedule import make_schedule
-    from training.config import make_config
     from training.data import MADE, batch_at, load_data, to_tensor
+    from training.recipes import make_config
 
     # A checkout may be from before the step had a file of its own.
     source = "step" if Path(training.config.__file__).with_name("step.py").exists() else "trainer"

@@ -3,7 +3,8 @@
 #   PYTHON_IMAGE      the image to build on, where the default cannot be pulled
 #   DDAEBM_TEST_PORT  port of this machine to publish on; a free one otherwise
 #   PYTHON            a Python 3.11 or later to send requests with
-# Prometheus itself is not started; promtool checks its files where there is one.
+# Prometheus and Grafana are not started: promtool checks the files of the one where there is one, and an image that is
+# here anyway stands in for the other, to see what its container may read and write.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -83,6 +84,22 @@ ok "the root filesystem is read-only, /tmp is not"
 inside python -c 'import importlib.util as u, onnxruntime; raise SystemExit(u.find_spec("torch") is not None)' ||
   fail "torch is in the image"
 ok "onnxruntime is in the image, torch is not"
+
+standin=$(mktemp)
+printf 'services: {grafana: {image: "%s", user: "472:0", entrypoint: [sleep, "120"]}}\n' \
+  "$(docker inspect -f '{{.Image}}' "$container")" >"$standin"
+GRAFANA_PORT=0 "${compose[@]}" -f "$standin" up -d --no-deps grafana
+rm "$standin"
+grafana=$("${compose[@]}" ps -q grafana)
+while read -r source writable; do
+  [[ $source != */docker/grafana/* || $writable == false ]] || fail "Grafana can write $source"
+done < <(docker inspect -f '{{range .Mounts}}{{.Source}} {{.RW}}{{println}}{{end}}' "$grafana")
+docker exec "$grafana" sh -c 'cat /etc/grafana/dashboards/ddaebm.json /etc/grafana/provisioning/d*/*.yml' >/dev/null ||
+  fail "Grafana cannot read its files"
+docker exec "$grafana" sh -c ': >/var/lib/grafana/probe && : >/tmp/probe' || fail "Grafana has nowhere to write"
+! docker exec "$grafana" sh -c ': >/etc/grafana/dashboards/probe || : >/usr/probe' 2>/dev/null ||
+  fail "Grafana can write more than its data"
+ok "Grafana's container reads its files, mounted read-only, and writes only its data"
 
 began=$SECONDS
 "${compose[@]}" stop ddaebm

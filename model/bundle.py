@@ -49,17 +49,18 @@ class Bundle:
     scorer: Scorer
     training: Mapping[str, Any]  # recipe, steps and the like, for people
     splits: Mapping[str, Any]  # size and digest of each part of the training data
-    files: frozenset[str]  # those that the manifest names
+    files: Mapping[str, str]  # name -> sha256
 
-    def file(self, name: str) -> Path:
-        """Path of a verified file.
+    def read(self, name: str) -> bytes:
+        """Contents of one file, as they were verified: another bundle may have taken the folder's place since.
 
         Raises:
-            BundleMissingFileError: the manifest does not name it, whether or not it is there.
+            BundleHashError: the file has changed.
+            BundleMissingFileError: it has gone, or the manifest never named it.
         """
         if name not in self.files:
             raise BundleMissingFileError(f"{self.path}: the manifest names no {name}; export the bundle again")
-        return self.path / name
+        return _read(self.path, name, self.files[name])
 
 
 def write_bundle(
@@ -93,7 +94,7 @@ def write_bundle(
             "splits": dict(splits),
             "evaluation": evaluation,
             "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
-            "files": {file.name: _sha256(file) for file in sorted(beside.iterdir())},
+            "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())},
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         load_bundle(beside)
@@ -134,7 +135,8 @@ def load_bundle(path: Path) -> Bundle:
             " upgrade ddaebm or export the bundle again"
         )
     for name, expected in files.items():
-        _verify(path, name, expected)
+        _require_plain(path, name)
+        _read(path, name, expected)
     if missing := [name for name in _REQUIRED if name not in files]:
         raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
     try:
@@ -148,10 +150,10 @@ def load_bundle(path: Path) -> Bundle:
             digest=hashlib.sha256(raw).hexdigest(),
             config=config,
             contract=contract,
-            scorer=_load_scorer(path / "calibration.npz"),
+            scorer=_load_scorer(_read(path, "calibration.npz", files["calibration.npz"])),
             training=manifest["training"],
             splits=manifest["splits"],
-            files=frozenset(files),
+            files=files,
         )
     except (ConfigError, KeyError, TypeError, ValueError, OSError) as error:
         raise BundleError(f"{path}: the manifest cannot be used ({error})") from error
@@ -172,27 +174,29 @@ def find_bundle(name_or_path: str) -> Path:
     )
 
 
-def _verify(path: Path, name: str, expected: object) -> None:
+def _require_plain(path: Path, name: str) -> None:
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..") or "\0" in name:
         raise BundlePathError(f"{path}: the manifest names {name!r}, which is outside the bundle's folder")
-    file = path / name
     try:
-        mode = file.lstat().st_mode
+        mode = (path / name).lstat().st_mode
     except OSError as error:
         raise BundleMissingFileError(f"{path}: {name} is missing; copy the bundle again") from error
     if not stat.S_ISREG(mode):
         raise BundlePathError(f"{path}: {name} is not a plain file")
-    if _sha256(file) != expected:
+
+
+def _read(path: Path, name: str, expected: object) -> bytes:
+    try:
+        contents = (path / name).read_bytes()
+    except OSError as error:
+        raise BundleMissingFileError(f"{path}: {name} cannot be read; copy the bundle again") from error
+    if hashlib.sha256(contents).hexdigest() != expected:
         raise BundleHashError(
             f"{path}: {name} is not the file that {MANIFEST} names (sha256 differs); copy the bundle again"
         )
+    return contents
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _load_scorer(file: Path) -> Scorer:
-    arrays = read_arrays(file)
+def _load_scorer(contents: bytes) -> Scorer:
+    arrays = read_arrays(contents)
     return Scorer(**{field.name: arrays[field.name] for field in dataclasses.fields(Scorer)})

@@ -5,22 +5,50 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def write_file(path: Path, contents: bytes) -> None:
-    """Replace `path` by `contents`; a kill leaves the old file or the new one."""
+def write_file(path: Path, contents: bytes, sync: bool = True) -> None:
+    """Replace `path` by `contents`; a kill leaves the old file or the new one.
+
+    Without `sync` a power cut may leave an empty one: for many small files that can be made again.
+    """
     beside = _beside(path)
     beside.write_bytes(contents)
-    _sync(beside)
+    if sync:
+        _sync(beside)
+    os.replace(beside, path)
+    if sync:
+        _sync(path.parent)
+
+
+@contextmanager
+def write_stream(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of `path` when the block ends without an error."""
+    beside = _beside(path)
+    try:
+        with beside.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     os.replace(beside, path)
     _sync(path.parent)
+
+
+def write_zip(handle: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
+    """A zip of (name, contents), stored: for what is compressed already. The same members give the same bytes."""
+    with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+        for name, contents in members:
+            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), contents)
 
 
 @contextmanager
@@ -56,22 +84,20 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz by name, or that of an .npy under the empty name; never pickled objects.
+def read_arrays(contents: bytes) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz by name; never pickled objects.
 
     Raises:
         ValueError: not such a file, or a broken one.
-        OSError: it cannot be read at all.
     """
-    contents = io.BytesIO(path.read_bytes())  # numpy would leave a file of its own open on an error
     try:
-        loaded = np.load(contents, allow_pickle=False)
+        loaded = np.load(io.BytesIO(contents), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"": loaded}
+            raise ValueError("one array, not an archive of them")
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path.name}: {error or 'cut short'}") from error
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"not a readable .npz: {error or 'cut short'}") from error
 
 
 def _beside(path: Path) -> Path:

@@ -65,21 +65,34 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
         raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
-    if max(image.size) > MAX_SIDE:
-        raise ImageTooLargeError(
-            f"the image claims {image.width}x{image.height} pixels; no side may be over {MAX_SIDE}"
-        )
+    _check_size(image.width, image.height, max_pixels)
     if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image, and are decoded whole
         width, height = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_HEIGHT, 1)
         if not (isinstance(width, int) and isinstance(height, int)):
             raise ImageFormatError("the image's tile size is not a number")
         if width * height > max_pixels:
             raise ImageTooLargeError(f"the image has tiles of {width}x{height} pixels, over the limit of {max_pixels}")
-    if image.width * image.height > max_pixels:
-        raise ImageTooLargeError(
-            f"the image claims {image.width}x{image.height} pixels, over the limit of {max_pixels}; send a smaller one"
-        )
     return image
+
+
+def from_pixels(pixels: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """uint8 (H, W, 1 or 3) as an image: what comes as an array is treated as a file of the same pixels.
+
+    Raises:
+        ImageTooLargeError: as `open_image`.
+    """
+    height, width, channels = pixels.shape
+    _check_size(width, height, max_pixels)
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLargeError(f"the image claims {width}x{height} pixels; no side may be over {MAX_SIDE}")
+    if width * height > max_pixels:
+        raise ImageTooLargeError(
+            f"the image claims {width}x{height} pixels, over the limit of {max_pixels}; send a smaller one"
+        )
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -84,9 +84,12 @@ def image_seeds(seed: int, count: int) -> NDArray[np.int64]:
 
     Neighbouring requests (seed, seed + 1) therefore share no image.
     """
-    seeds = random_words(seed, count)
-    seeds[:1] = seed
-    return seeds
+    return seeds_at(seed, np.arange(count, dtype=np.int64))
+
+
+def seeds_at(seed: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `image_seeds` at some indices, whatever their number in all."""
+    return np.where(indices == 0, seed, _words(seed, indices))
 
 
 def permutation(count: int, seed: int) -> NDArray[np.int64]:

@@ -1,107 +1,172 @@
 """A PATH -> images: one code path for training, calibration and the command line.
 
-A PATH is a folder of images (any depth), one image, `.npy`/`.npz` of uint8, an IDX file
-(`*-idx3-ubyte`, also `.gz`), or a folder that holds `train-images-idx3-ubyte[.gz]`.
+A PATH is a folder of images (any depth), one image, a .zip or .tar[.gz|.bz2|.xz|.zst] of images, `.npy`/`.npz` of
+uint8, an IDX file (`*-images-idx3-ubyte[.gz]`) or the folder that holds one, or `hf:NAME[:split]`.
 """
 
-import gzip
-import struct
-import zlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from model import formats
 from model.errors import DataError, ImageError
-from model.files import read_arrays
-from model.images import Contract, convert, open_image, upright_size
+from model.formats import Entry
+from model.images import MAX_PIXELS, Contract, Decoded, convert, from_pixels, open_image, upright_size
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-_IDX_NAMES = ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte")
+logger = logging.getLogger("ddaebm.readers")
+
+_IDX = "idx3-ubyte"
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_SHOWN = 3  # names in an error
 
 
-def read_images(path: Path, contract: Contract | None = None) -> NDArray[np.uint8]:
-    """All images of `path` as uint8 (N, H, W, C).
-
-    Without a contract the first image of a folder decides size and channels, and another size is an
-    error; with one, image files are brought to it, and arrays must already have its shape.
+def entries(path: str | Path) -> Iterator[Entry]:
+    """The images of a PATH one by one, in constant memory, in a fixed order.
 
     Raises:
-        DataError: nothing there, not a format above, or images that do not fit; the message names them.
+        DataError: nothing there, not a format above, or broken off; the message names the file.
     """
-    if not path.exists():
-        raise DataError(f"no such file or folder: {path}")
+    count = 0
+    try:
+        for entry in _open(path):
+            yield entry
+            count += 1
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except formats.BROKEN as error:
+        raise DataError(f"{path}: cannot be read after {count} images ({error or type(error).__name__})") from error
+    if not count:
+        known = ", ".join(sorted(formats.IMAGE_SUFFIXES))
+        raise DataError(f"{path}: no images in it; files ending in {known} are taken")
+
+
+def _open(path: str | Path) -> Iterator[Entry]:
+    if str(path).startswith("hf:"):
+        return formats.hub_entries(str(path)[3:])
+    path = Path(path)
+    name = path.name.lower()
     if path.is_dir():
-        idx = [path / name for name in _IDX_NAMES if (path / name).exists()]
-        images = _read_idx(idx[0]) if idx else _read_folder(path, contract)
-    elif "idx3-ubyte" in path.name:
-        images = _read_idx(path)
-    elif path.suffix in (".npy", ".npz"):
-        images = _read_numpy(path)
-    elif path.suffix.lower() in SUFFIXES:
-        images = _read_files([path], contract)
-    else:
-        raise DataError(f"{path}: not a folder, .npy, .npz, IDX file or image")
-    if contract and images.shape[1:] != contract.shape:
-        raise DataError(f"{path}: images are {images.shape[1:]}, the model takes {contract.shape}")
-    return images
+        idx = sorted(path.glob(f"train-images-{_IDX}*")) or sorted(path.glob(f"*-images-{_IDX}*"))
+        return formats.idx_entries(idx[0]) if idx else formats.folder_entries(path)
+    if not path.exists():
+        raise DataError("no such file or folder")
+    if _IDX in name:
+        return formats.idx_entries(path)
+    if name.endswith(_TAR_SUFFIXES):
+        return formats.tar_entries(path)
+    if name.endswith(".zip"):
+        return formats.zip_entries(path)
+    if name.endswith(".npy"):
+        return formats.npy_entries(path)
+    if name.endswith(".npz"):
+        return formats.npz_entries(path)
+    if formats.is_image_name(name):
+        return iter([formats.file_entry(path)])
+    raise DataError("not a folder, an archive (.zip, .tar, .tar.gz, .tar.zst), .npy, .npz, IDX file or image")
 
 
-def _read_folder(path: Path, contract: Contract | None) -> NDArray[np.uint8]:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"{path}: no images ({', '.join(sorted(SUFFIXES))}) and no IDX file in this folder")
-    return _read_files(files, contract)
+def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An entry as an image whose size is known and whose pixels are not yet decoded. Raises ImageError."""
+    content = entry.content
+    if isinstance(content, ImageError):
+        raise content
+    return open_image(content, max_pixels) if isinstance(content, bytes) else from_pixels(content, max_pixels)
 
 
-def _read_files(files: list[Path], contract: Contract | None) -> NDArray[np.uint8]:
-    strict = contract is None
-    arrays, faults = [], []
-    for file in files:
+def decode_entry(entry: Entry, contract: Contract) -> Decoded:
+    """An entry's pixels under the contract. Raises ImageError."""
+    return convert(open_entry(entry), contract)
+
+
+def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
+    """All images of `path`, brought to the contract: uint8 (N, H, W, C).
+
+    Raises:
+        DataError: as `entries`, or files that cannot be used: one message with their number and the first names.
+    """
+    pixels = bytearray()  # grows in place: a list and its stack would be there twice
+    faults: list[str] = []
+    count = resized = 0
+    for entry in entries(path):
+        count += 1
         try:
-            image = open_image(file.read_bytes())
-            if contract is None:
-                channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
-                width, height = upright_size(image)
-                contract = Contract(height, width, channels)
-            decoded = convert(image, contract)
+            decoded = decode_entry(entry, contract)
         except ImageError as error:
-            faults.append(f"{file}: {error}")
+            faults.append(f"{entry.name}: {error}")
             continue
-        if strict and decoded.resized:
-            faults.append(f"{file}: {image.width}x{image.height}, the others are {contract.width}x{contract.height}")
-        arrays.append(decoded.pixels)
+        pixels += decoded.pixels.tobytes()
+        resized += decoded.resized
+    _refuse(faults, count)
+    if resized:
+        logger.warning("%s: %d of %d images were resized to %dx%d",
+                       path, resized, count, contract.width, contract.height)  # fmt: skip
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape)
+
+
+def find_contract(path: str | Path, size: tuple[int, int] | None = None, channels: int | None = None) -> Contract:
+    """The form that all images of `path` share, read off their headers; what is given need not be shared.
+
+    Args:
+        size: (height, width) that images will be resized to.
+        channels: 1 or 3, to which they will be converted.
+
+    Raises:
+        DataError: as `entries`; files that are no images; or images of several forms, with the number of each.
+    """
+    forms: Counter[tuple[int, int, int]] = Counter()
+    names: dict[tuple[int, int, int], list[str]] = {}
+    faults: list[str] = []
+    for entry in entries(path):
+        try:
+            own = _form(entry)
+        except ImageError as error:
+            faults.append(f"{entry.name}: {error}")
+            continue
+        form = (*(size or own[:2]), channels or own[2])
+        forms[form] += 1
+        if forms[form] <= _SHOWN:
+            names.setdefault(form, []).append(entry.name)
+    _refuse(faults, len(faults) + forms.total())
+    if len(forms) > 1:
+        raise DataError(f"{path}: {_mixed(forms, names)}")
+    ((height, width, depth),) = forms
+    return Contract(height, width, depth)
+
+
+def _form(entry: Entry) -> tuple[int, int, int]:
+    """(height, width, channels) of an entry as it is."""
+    if isinstance(entry.content, ImageError):
+        raise entry.content
+    if not isinstance(entry.content, bytes):
+        height, width, channels = entry.content.shape
+        return height, width, channels
+    image = open_image(entry.content)
+    width, height = upright_size(image)
+    grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    return height, width, 1 if grey else 3
+
+
+def _mixed(forms: Counter[tuple[int, int, int]], names: dict[tuple[int, int, int], list[str]]) -> str:
+    kinds = []
+    for form, count in forms.most_common(5):
+        height, width, channels = form
+        examples = ", ".join(names[form]) + (", …" if count > len(names[form]) else "")
+        kinds.append(f"{count} are {width}x{height} {'grey' if channels == 1 else 'colour'} ({examples})")
+    more = f"; and {len(forms) - 5} more kinds" if len(forms) > 5 else ""
+    remedies = []
+    if len({form[:2] for form in forms}) > 1:
+        remedies.append("--size N to resize all")
+    if len({form[2] for form in forms}) > 1:
+        remedies.append("--channels 1 or 3 to convert all")
+    return f"{forms.total()} images are not alike: {'; '.join(kinds)}{more}. Give {' and '.join(remedies)}"
+
+
+def _refuse(faults: list[str], count: int) -> None:
     if faults:
-        shown = "; ".join(faults[:3]) + ("; …" if len(faults) > 3 else "")
-        raise DataError(f"{len(faults)} of {len(files)} files cannot be used: {shown}")
-    return np.stack(arrays)
-
-
-def _read_numpy(path: Path) -> NDArray[np.uint8]:
-    try:
-        arrays = read_arrays(path)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not a readable numpy array ({error})") from error
-    if len(arrays) != 1:
-        raise DataError(f"{path}: holds {len(arrays)} arrays ({', '.join(arrays)}); keep one")
-    (loaded,) = arrays.values()
-    if loaded.dtype != np.uint8:
-        raise DataError(f"{path}: dtype {loaded.dtype}; images must be uint8")
-    if loaded.ndim == 3:
-        loaded = loaded[..., None]
-    if loaded.ndim != 4 or loaded.shape[-1] not in (1, 3) or 0 in loaded.shape:
-        raise DataError(f"{path}: shape {loaded.shape}; need (n, h, w) or (n, h, w, 1 or 3)")
-    return np.asarray(loaded)
-
-
-def _read_idx(path: Path) -> NDArray[np.uint8]:
-    """IDX, the format of MNIST: magic 0x00000803, three big-endian sizes, then bytes."""
-    try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        magic, count, height, width = struct.unpack_from(">4I", data)
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise DataError(f"{path}: not a readable IDX file ({error})") from error
-    if magic != 0x803 or len(data) != 16 + count * height * width or not count:
-        raise DataError(f"{path}: not an IDX file of images, or truncated")
-    return np.frombuffer(data, np.uint8, offset=16).reshape(count, height, width, 1)
+        shown = "; ".join(faults[:_SHOWN]) + ("; …" if len(faults) > _SHOWN else "")
+        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}")

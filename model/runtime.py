@@ -49,6 +49,15 @@ class Scores(NamedTuple):
     p_value: NDArray[np.float64]  # (B,)
 
 
+class Explained(NamedTuple):
+    """`Scores`, and where the energy sits."""
+
+    energies: NDArray[np.float32]  # (B, T)
+    ood_score: NDArray[np.float64]  # (B,)
+    p_value: NDArray[np.float64]  # (B,)
+    energy_map: NDArray[np.float32]  # (B, T, H, W)
+
+
 def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
     """ONNX Runtime execution providers for "auto", "cpu", "cuda" or "tensorrt", the wanted one first.
 
@@ -89,15 +98,18 @@ def provider_options(provider: str, cache: Path | None = None) -> dict[str, str]
     return {}
 
 
-def engine_cache(folder: str = "") -> Path:
-    """The folder of TensorRT's engines, made if need be; in the user's cache folder where none is named.
+def engine_cache(digest: str, folder: str = "") -> Path:
+    """The folder of TensorRT's engines of one bundle, made if need be; in the user's cache folder where none is named.
+
+    One a bundle, since ONNX Runtime names engines by the graph without its weights: it would take those of
+    another bundle.
 
     Raises:
         ConfigError: it cannot be made or written.
     """
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = Path(folder) if folder else caches / "ddaebm" / "tensorrt"
+        path = (Path(folder) if folder else caches / "ddaebm" / "tensorrt") / digest
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
@@ -142,7 +154,7 @@ class BundleRuntime:
         self.providers = choose_providers(device)
         cache = None
         if self.providers[0] == TENSORRT:
-            cache = engine_cache(tensorrt_cache)
+            cache = engine_cache(bundle.digest, tensorrt_cache)
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
         if self.providers[0] != CPU:
             _load_cuda()
@@ -152,8 +164,9 @@ class BundleRuntime:
     def _start(self, name: str, threads: int, cache: Path | None) -> Session:
         wanted = self.providers[0]
         advice = "docs/gpu.md says what it needs; device=cpu (the service: DDAEBM_DEVICE=cpu) needs none of it"
+        graph = self.bundle.read(name)
         try:
-            session = make_session(str(self.bundle.file(name)), self.providers, threads, cache)
+            session = make_session(graph, self.providers, threads, cache)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             reason = " ".join(str(error).split())
             if wanted == CPU:
@@ -174,12 +187,16 @@ class BundleRuntime:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and conformal p-value of each image (B, H, W, C)."""
-        return score_levels(self.bundle.scorer, self.level_statistics(images))
+        return Scores(*self.explain(images)[:3])
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        """The scores of `score`, with the energy map behind them."""
+        return explain_levels(self.bundle.scorer, self.level_statistics(images))
 
 
-def score_levels(scorer: Scorer, levels: LevelStatistics) -> Scores:
+def explain_levels(scorer: Scorer, levels: LevelStatistics) -> Explained:
     ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
-    return Scores(levels.energies, ood_score, scorer.p_value(ood_score))
+    return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:

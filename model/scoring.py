@@ -52,6 +52,11 @@ class Scorer:
         """1/(n+1): an alpha below it can never raise an alarm."""
         return 1 / (len(self.calibration_scores) + 1)
 
+    @property
+    def default_alpha(self) -> float:
+        """0.05, or the smallest that can raise an alarm where that is more."""
+        return max(0.05, self.smallest_p)
+
 
 def fit_scorer(reference: Floats, calibration: Floats) -> Scorer:
     """Fit on `reference` rows (m, D), calibrate on disjoint `calibration` rows (n, D).

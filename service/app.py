@@ -1,4 +1,4 @@
-"""The FastAPI application: `create_app(settings, engine)`."""
+"""The FastAPI application: `create_app(settings, *engines)`."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import RedirectResponse
 
 from model.bundle import find_bundle, load_bundle
+from model.errors import ConfigError
 from service import errors
 from service.batching import Batcher, Operation
 from service.engine import Engine, load_engine
@@ -16,7 +17,7 @@ from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.routes import models, probes, samples, scores
 from service.settings import Settings
-from service.state import Service
+from service.state import Engines, Service
 
 logger = logging.getLogger("ddaebm")
 
@@ -25,18 +26,50 @@ _CLOSE_SECONDS = 5  # requests have been drained by now, so that at most one inf
 _DESCRIPTION = "Images in four network calls, and a calibrated out-of-distribution verdict for any image."
 
 
-def create_app(settings: Settings | None = None, engine: Engine | None = None) -> FastAPI:
-    """An app that is ready once its lifespan has started: the engine loaded and warm.
+def load_engines(settings: Settings, loaded: Engines | None = None) -> Engines:
+    """The engines that `settings` name, by the names of their bundles; of `loaded` those that have not changed.
 
-    Without `engine` the one that the settings name is loaded.
+    Raises:
+        BundleError, ConfigError: as they say, or two bundles of one name.
+    """
+    engines: dict[str, Engine] = {}
+    for source in settings.bundle:
+        bundle = load_bundle(find_bundle(source))
+        if bundle.name in engines:
+            raise ConfigError(f"two bundles are named {bundle.name!r}; export one of them with another --name")
+        old = (loaded or {}).get(bundle.name)
+        if old and old.digest == bundle.digest:
+            engines[bundle.name] = old
+        else:
+            engines[bundle.name] = load_engine(bundle, settings)
+    return engines
+
+
+def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
+    """An app that is ready once its lifespan has started: the engines loaded and warm.
+
+    Without `engines` those that the settings name are loaded.
     """
     settings = settings or Settings()
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        loaded = engine or load_engine(load_bundle(find_bundle(settings.bundle)), settings)
-        await asyncio.to_thread(loaded.warm_up, settings.max_batch)
+        def load(loaded: Engines) -> Engines:
+            fresh = load_engines(settings, loaded)
+            for name, engine in fresh.items():
+                if engine is not loaded.get(name):
+                    engine.warm_up(settings.max_batch)
+            return fresh
+
+        def start() -> Engines:
+            if not engines:
+                return load({})
+            for engine in engines:
+                engine.warm_up(settings.max_batch)
+            return {engine.name: engine for engine in engines}
+
+        ready = await asyncio.to_thread(start)
 
         def on_batch(operation: Operation, rows: int, seconds: float) -> None:
             metrics.batch_images.labels(operation.__name__).observe(rows)
@@ -45,12 +78,11 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         batcher = Batcher(settings.max_batch, settings.max_queue_images, on_batch)
         metrics.queue_images.set_function(lambda: batcher.queued)
         metrics.queue_limit.set(settings.max_queue_images)
-        metrics.model_info.labels(loaded.name, loaded.digest, loaded.backend).set(1)
         batcher.start()
-        app.state.service = Service(settings, {loaded.name: loaded}, batcher, metrics)
-        logger.info("ready: %s %s on %s", loaded.name, loaded.digest[:12], loaded.backend)
+        app.state.service = service = Service(settings, {}, batcher, metrics, load)
+        service.serve(ready)
         yield
-        app.state.service.draining = True
+        service.draining = True
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
             logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
 

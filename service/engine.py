@@ -9,7 +9,7 @@ from model.bundle import Bundle
 from model.errors import ConfigError
 from model.images import Contract
 from model.noise import image_seeds
-from model.runtime import BundleRuntime, Scores
+from model.runtime import BundleRuntime, Explained, Scores
 from model.scoring import Scorer
 from service.settings import Settings
 
@@ -19,7 +19,7 @@ class Samples(NamedTuple):
 
 
 class Engine(Protocol):
-    """One model on one device. `sample` and `score` run on the inference thread alone.
+    """One model on one device. `sample`, `score` and `explain` run on the inference thread alone.
 
     Row i of what they return depends on row i of what they are given, and on nothing else.
     """
@@ -36,6 +36,9 @@ class Engine(Protocol):
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and p-value of images (B, H, W, C) in the contract's form."""
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        """`score`, and the energy of each pixel at each level."""
 
     def warm_up(self, max_batch: int) -> None:
         """Run what the first request would otherwise wait for."""
@@ -58,6 +61,9 @@ class OnnxEngine:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         return self.runtime.score(images)
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        return self.runtime.explain(images)
 
     def warm_up(self, max_batch: int) -> None:
         for batch in {1, max_batch}:  # both ends, so that TensorRT builds for every size between them

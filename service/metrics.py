@@ -50,6 +50,11 @@ class Metrics:
             registry=registry,
         )
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
+        self.reloads = Counter(
+            "ddaebm_reloads_total", "Reloads of the bundles on SIGHUP.", ["outcome"], registry=registry
+        )
+        for outcome in ("ok", "failed"):  # at 0 from the start: a series that begins at 1 is no increase to Prometheus
+            self.reloads.labels(outcome)
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )

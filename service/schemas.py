@@ -1,12 +1,13 @@
 """Request and response types of the HTTP interface."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.noise import MAX_SEED
 
 MAX_SAMPLES = 1024
+MAX_CANDIDATES = 4096  # n·best_of: what the default queue can hold
 
 
 class SampleRequest(BaseModel):
@@ -19,13 +20,21 @@ class SampleRequest(BaseModel):
     seeds: list[int] | None = Field(
         None, min_length=1, max_length=MAX_SAMPLES, description="one seed an image, in place of n and seed"
     )
+    best_of: int = Field(
+        1, ge=1, le=64, description="draw n·best_of images and keep the n of lowest ood_score, in the order drawn"
+    )
+    include: list[Literal["scores"]] = Field(
+        [], max_length=1, description='["scores"] adds energies, ood_score and p_value (JSON and zip)'
+    )
     model: str | None = Field(None, description="name of a loaded model; absent: the first")
 
     @model_validator(mode="after")
     def _check_seeds(self) -> Self:
+        if self.n * self.best_of > MAX_CANDIDATES:
+            raise ValueError(f"n·best_of is {self.n * self.best_of}; at most {MAX_CANDIDATES} images are drawn")
         if self.seeds is not None:
-            if self.model_fields_set & {"n", "seed"}:
-                raise ValueError("give either seeds, or n and seed")
+            if self.model_fields_set & {"n", "seed", "best_of"}:
+                raise ValueError("give either seeds, or n, seed and best_of")
             if not all(0 <= seed <= MAX_SEED for seed in self.seeds):
                 raise ValueError(f"seeds must lie in 0..{MAX_SEED}")
         return self
@@ -34,12 +43,21 @@ class SampleRequest(BaseModel):
 class SampledImage(BaseModel):
     seed: int = Field(description="gives this image alone")
     image: str = Field(description="base64 PNG")
+    energies: list[float] | None = Field(None, description="with include=scores, as are the next two; see /v1/scores")
+    ood_score: float | None = None
+    p_value: float | None = None
 
 
 class SampleResponse(BaseModel):
     model: str
     digest: str = Field(description="of the bundle; the same digest and seed give the same image")
     images: list[SampledImage]
+
+
+class ScoreRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[str] = Field(min_length=1, description="base64 of image files; data: URLs are taken too")
 
 
 class ImageProblem(BaseModel):
@@ -57,6 +75,7 @@ class Score(BaseModel):
     p_value: float = Field(description="conformal: P(p <= alpha) <= alpha for an in-distribution image")
     is_ood: bool = Field(description="p_value <= alpha")
     resized: bool = Field(description="the image had another size than the model takes")
+    heatmap: str | None = Field(None, description="with heatmap=true: base64 PNG, bright where the energy sits")
 
 
 class Unreadable(BaseModel):

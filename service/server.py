@@ -1,6 +1,8 @@
-"""uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0."""
+"""uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0; SIGHUP reloads the bundles."""
 
+import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from service.settings import Settings
+from service.state import Service
 
 _OUR_LOGGER = {"handlers": ["default"], "level": "INFO", "propagate": False}
 
@@ -30,11 +33,25 @@ class Server(uvicorn.Server):
             for sig, handler in previous.items():
                 signal.signal(sig, handler)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
+
+    def on_hangup(self) -> None:
+        service = self._service()
+        if service and not service.draining:
+            self.reload = asyncio.ensure_future(service.reload())  # held, or it could be collected half-way
+
     def on_signal(self, sig: int, frame: FrameType | None) -> None:
-        app = self.config.app
-        if isinstance(app, FastAPI) and hasattr(app.state, "service"):
-            app.state.service.draining = True
+        if service := self._service():
+            service.draining = True
         self.handle_exit(sig, frame)
+
+    def _service(self) -> Service | None:
+        """The app's, once it has started."""
+        app = self.config.app
+        return getattr(app.state, "service", None) if isinstance(app, FastAPI) else None
 
 
 def serve(app: FastAPI, settings: Settings) -> int:

@@ -1,17 +1,21 @@
 """Settings: a flag beats the environment (`DDAEBM_…`), which beats `.env`, which beats the default."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DDAEBM_", env_file=".env", extra="ignore", frozen=True)
 
-    bundle: str = Field("fashion-mnist", description="name of a shipped bundle, or the path of a bundle folder")
+    # NoDecode: the environment has NAME,NAME and no JSON.
+    bundle: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("fashion-mnist",),
+        description="bundles by shipped name or folder, separated by commas; the first answers where none is named",
+    )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     backend: Literal["onnx", "torch"] = Field("onnx", description="torch needs the extra of that name (docs/gpu.md)")
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto", description="auto takes CUDA where the backend has it; tensorrt is for onnx alone"
@@ -27,3 +31,13 @@ class Settings(BaseSettings):
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
     deadline_seconds: float = Field(30.0, gt=0, description="time a request may take; X-Request-Timeout shortens it")
     drain_seconds: int = Field(30, ge=1, description="time that work in flight has after SIGTERM")
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, (list, tuple)):
+            names = tuple(name.strip() if isinstance(name, str) else name for name in names)
+            if not names or "" in names:
+                raise ValueError("name at least one bundle; separate several by commas")
+        return names

@@ -1,27 +1,56 @@
 """What the routes share: the engines, the inference thread, and how a request's work is run on it."""
 
 import asyncio
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
+from model.errors import DdaebmError
 from service.batching import Arrays, Batcher, BatcherStoppedError, Operation, QueueFullError
 from service.engine import Engine
 from service.errors import CLIENT_GONE, Problem
 from service.metrics import Metrics
 from service.settings import Settings
 
+logger = logging.getLogger("ddaebm")
+
+Engines = Mapping[str, Engine]  # by name; the first is the default
+
 
 @dataclass
 class Service:
     settings: Settings
-    engines: dict[str, Engine]  # by name; the first is the default
+    engines: Engines  # replaced as a whole, never changed: a request keeps the one it began with
     batcher: Batcher
     metrics: Metrics
+    load: Callable[[Engines], Engines]  # those that the settings name, warm; takes the loaded ones over if unchanged
     draining: bool = False
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def reload(self) -> None:
+        """Load the bundles again, and serve them once all are warm; if one cannot be, the old ones stay."""
+        async with self.reloading:
+            try:
+                engines = await asyncio.to_thread(self.load, self.engines)
+            except Exception as error:  # whatever is wrong with the new ones, the old ones are not
+                known = isinstance(error, DdaebmError | OSError)
+                logger.error("reload failed, the old bundles stay: %s", error, exc_info=not known)
+                self.metrics.reloads.labels("failed").inc()
+                return
+            self.serve(engines)
+            self.metrics.reloads.labels("ok").inc()
+
+    def serve(self, engines: Engines) -> None:
+        self.engines = engines
+        self.metrics.model_info.clear()
+        for engine in engines.values():
+            self.metrics.model_info.labels(engine.name, engine.digest, engine.backend).set(1)
+            logger.info("ready: %s %s on %s", engine.name, engine.digest[:12], engine.backend)
 
     def engine(self, name: str | None) -> Engine:
         """The named engine, or the default one.
@@ -46,13 +75,15 @@ class Service:
     async def run(self, request: Request, operation: Operation, rows: NDArray[Any]) -> Arrays:
         """Run `rows` on the inference thread, unless the client leaves or its deadline passes first.
 
+        A request may run several operations one after the other, under the one deadline that the first began.
+
         Raises:
             Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
         """
         limit = self.settings.max_queue_images
         if len(rows) > limit:
             raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
-        deadline = self._deadline(request)
+        allowed, end = self._deadline(request)
         try:
             job = self.batcher.submit(operation, rows)
         except QueueFullError as error:
@@ -64,25 +95,35 @@ class Service:
         gone = asyncio.ensure_future(_disconnect(request))
         try:
             waiting: set[asyncio.Future[Any]] = {job.future, gone}
-            await asyncio.wait(waiting, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
+            left = max(0.0, end - asyncio.get_running_loop().time())
+            await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if job.future.done():
                 arrays = job.future.result()
             elif gone.done():
                 raise Problem(CLIENT_GONE, "client-gone", "the client left")
             else:
                 raise Problem(
-                    504, "deadline", f"not done within {deadline:g} s; ask for less, or try when it is quieter"
+                    504, "deadline", f"not done within {allowed:g} s; ask for less, or try when it is quieter"
                 )
         except BatcherStoppedError as error:
             raise Problem(503, "not-ready", self.fault() or "stopping") from error
         finally:
             gone.cancel()
             self.batcher.cancel(job)
-        request.state.timings["queue"] = job.started - job.submitted
-        request.state.timings["infer"] = job.finished - job.started
+        timings = request.state.timings
+        timings["queue"] = timings.get("queue", 0.0) + job.started - job.submitted
+        timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
         return arrays
 
-    def _deadline(self, request: Request) -> float:
+    def _deadline(self, request: Request) -> tuple[float, float]:
+        """Seconds that the request may take, and the loop's time at which they end."""
+        if not hasattr(request.state, "deadline"):
+            allowed = self._allowed_seconds(request)
+            request.state.deadline = allowed, asyncio.get_running_loop().time() + allowed
+        deadline: tuple[float, float] = request.state.deadline
+        return deadline
+
+    def _allowed_seconds(self, request: Request) -> float:
         limit = self.settings.deadline_seconds
         header = request.headers.get("x-request-timeout")
         if header is None:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from model.bundle import Bundle
@@ -19,7 +19,7 @@ from model.errors import BundleError, ConfigError
 from model.graphs import EnergyGraph, SamplerGraph
 from model.networks import EnergyNet, Generator
 from model.noise import image_seeds
-from model.runtime import LevelStatistics, Scores, score_levels
+from model.runtime import Explained, LevelStatistics, Scores, explain_levels
 from model.sampling import draw_noise
 from service.engine import Samples
 
@@ -67,7 +67,10 @@ class TorchEngine:
         return Samples(*self._run(self._sample, seeds))
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        return score_levels(self.scorer, self._level_statistics(images))
+        return Scores(*self.explain(images)[:3])
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        return explain_levels(self.scorer, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first: the others then fit into its memory
@@ -161,9 +164,9 @@ def choose_device(device: str) -> torch.device:
 
 
 def _load(net: Net, bundle: Bundle, file: str) -> Net:
-    path = bundle.file(file)
+    contents = bundle.read(file)
     try:
-        net.load_state_dict(load_file(path))
+        net.load_state_dict(load(contents))
     except Exception as error:  # safetensors and torch have no error in common
-        raise BundleError(f"{path}: not the weights of this bundle's networks ({error})") from error
+        raise BundleError(f"{bundle.path / file}: not the weights of this bundle's networks ({error})") from error
     return net.eval().requires_grad_(False)

@@ -17,8 +17,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a few steps of the debug recipe. Copy it before changing it."""
     from training.checkpoint import write_config
-    from training.config import make_config
     from training.data import load_data, split
+    from training.recipes import make_config
     from training.trainer import train
 
     config = make_config("debug").override(

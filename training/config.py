@@ -1,9 +1,9 @@
-"""How a model is trained, and the recipes: functions that return a `TrainConfig`."""
+"""How a model is trained: every setting of a run, checked. `training.recipes` has sensible ones."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -101,57 +101,3 @@ def _parse(name: str, text: str, old: Any) -> Any:
     if type(value) is not wanted:
         raise ConfigError(f"--set {name}: needs {wanted.__name__}, not {text!r}")
     return value
-
-
-def debug() -> TrainConfig:
-    """Made shapes at 16x16 and tiny networks: the whole path in seconds, no data needed."""
-    network = ModelConfig(data_shape=(1, 16, 16), latent_dim=8, embed_dim=16, widths=(8, 16),
-                          blocks_per_level=1, middle_blocks=1, norm_groups=4)  # fmt: skip
-    return TrainConfig(recipe="debug", network=network, data="shapes", steps=40, batch_size=32,
-                       log_every=5, sample_every=20, checkpoint_every=20)  # fmt: skip
-
-
-def toy() -> TrainConfig:
-    """25 Gaussians in the plane, for a density that can be read; under ten minutes of one core.
-
-    What it changes of `toy_paper`, and why, is in docs/paper.md.
-    """
-    network = ModelConfig(data_shape=(2,), beta_max=5.0, latent_dim=2, widths=(128, 128),
-                          frequency=20.0, energy_curvature=10.0)  # fmt: skip
-    return TrainConfig(recipe="toy", network=network, data="25-gaussians", steps=45_000, batch_size=400,
-                       lr_generator=1e-3, lr_energy=1e-3, gamma=1e-4, penalty_every=4, entropy_weight=1.0,
-                       value_penalty=0.03, likelihood_floor=1e-3, noise_at_zero=True, ema_decay=0.9995,
-                       log_every=500, sample_every=10_000, checkpoint_every=5_000)  # fmt: skip
-
-
-def toy_paper() -> TrainConfig:
-    """The same points with the paper's settings and layer sizes, on a schedule that does reach N(0, I)."""
-    network = ModelConfig(data_shape=(2,), latent_dim=2, widths=(300, 300))
-    return TrainConfig(recipe="toy-paper", network=network, data="25-gaussians", steps=100_000, batch_size=200,
-                       lr_generator=1e-4, lr_energy=1e-4, gradient_penalty="conditional", entropy_weight=0.1,
-                       log_every=500, sample_every=10_000, checkpoint_every=5_000)  # fmt: skip
-
-
-def fashion_mnist() -> TrainConfig:
-    """28x28 grey clothes on a laptop: an hour of one core, about 15 minutes of a small GPU."""
-    network = ModelConfig(data_shape=(1, 28, 28))
-    return TrainConfig(recipe="fashion-mnist", network=network, data="", steps=4_000)
-
-
-RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    "debug": debug,
-    "toy": toy,
-    "toy-paper": toy_paper,
-    "fashion-mnist": fashion_mnist,
-}
-
-
-def make_config(recipe: str) -> TrainConfig:
-    """The named recipe.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
-    if recipe not in RECIPES:
-        raise ConfigError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[recipe]()

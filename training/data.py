@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ def load_data(source: str, config: ModelConfig) -> NDArray[Any]:
         DataError: `source` is neither a made set nor a readable PATH, or of another shape.
     """
     if not source:
-        raise DataError("this recipe needs --data PATH (a folder of images, .npy, .npz or IDX files)")
+        raise DataError("this recipe needs --data PATH (a folder or archive of images, .npy, .npz or IDX files)")
     if source in MADE:
         data = MADE[source](config)
         if data.shape[1:] != _array_shape(config):
@@ -76,7 +75,7 @@ def load_data(source: str, config: ModelConfig) -> NDArray[Any]:
         return data
     if not config.is_image:
         raise DataError(f"{source}: points come from a made set: {', '.join(MADE)}")
-    return read_images(Path(source), contract(config))
+    return read_images(source, contract(config))
 
 
 def contract(config: ModelConfig) -> Contract:
@@ -101,7 +100,7 @@ def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArr
     """
     per_epoch = len(data) // batch_size
     if not per_epoch:
-        raise DataError(f"{len(data)} training samples are fewer than one batch of {batch_size}")
+        raise DataError(f"{len(data)} training samples are fewer than one batch of {batch_size}; set batch_size lower")
     epoch, place = divmod(step, per_epoch)
     return data[_epoch_order(len(data), seed, epoch)[place * batch_size : (place + 1) * batch_size]]
 

@@ -27,9 +27,10 @@ from model.sampling import Noise, draw_noise
 from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
-from training.config import TrainConfig, make_config
+from training.config import TrainConfig
 from training.data import MADE, contract, load_data, split
 from training.evaluate import level_rows, ood_report
+from training.recipes import IMAGES, make_config
 from training.step import TrainState, make_state
 
 MAX_PARITY_ERROR = 1e-3
@@ -125,8 +126,8 @@ def export(
     out: Path,
     name: str | None = None,
     data: str | None = None,
-    test: Path | None = None,
-    ood: Mapping[str, Path] | None = None,
+    test: str | None = None,
+    ood: Mapping[str, str] | None = None,
 ) -> tuple[Bundle, dict[str, float]]:
     """Make a calibrated bundle of the newest checkpoint of `run` in folder `out`.
 
@@ -193,9 +194,12 @@ def training_summary(config: TrainConfig, step: int) -> dict[str, Any]:
 
 def train_command(config: TrainConfig) -> str:
     """The command that trains `config`: its recipe, and what of it was overridden."""
-    recipe = make_config(config.recipe).to_dict()
+    form = contract(config.network) if config.recipe == IMAGES else None
+    recipe = make_config(config.recipe, form).to_dict()
     changed = {key: value for key, value in config.to_dict().items() if value != recipe[key] and key != "data"}
     words = ["ddaebm train", config.recipe, "--data PATH" if config.data not in MADE else "", "--out RUN"]
+    if form:
+        words.append(f"--size {form.width}x{form.height} --channels {form.channels}")
     for key, value in changed.items():
         if isinstance(value, dict):
             words += [f"--set network.{k}={_word(v)}" for k, v in value.items() if v != recipe[key][k]]

@@ -1,104 +1,153 @@
-"""POST /v1/samples: seeds in, images out."""
+"""POST /v1/samples and GET /v1/samples/{seed}.png: seeds in, images out."""
 
 import asyncio
 import base64
+import io
+import json
 import secrets
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from numpy.typing import NDArray
 
+from model.bulk import sample_name
+from model.files import encode_npy, write_zip
 from model.images import encode_png, make_grid
 from model.noise import MAX_SEED, image_seeds
+from model.runtime import Scores
+from service.engine import Engine
 from service.errors import Problem
+from service.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
 from service.schemas import SampledImage, SampleRequest, SampleResponse
-from service.state import Shared
+from service.state import Service, Shared
 
 router = APIRouter(tags=["samples"])
 
-_JSON, _PNG = "application/json", "image/png"
+_FOR_EVER = "public, max-age=31536000, immutable"
 
 
-def choose_media_type(accept: str) -> str:
-    """JSON or PNG by the Accept header, RFC 9110 section 12.5.1; JSON where both are as welcome.
+@dataclass
+class Drawn:
+    """B images of one request."""
 
-    Raises:
-        Problem: 406, neither is acceptable.
-    """
-    best, best_quality = None, 0.0
-    for media_type in (_JSON, _PNG):
-        quality = _quality(accept or "*/*", media_type)
-        if quality > best_quality:
-            best, best_quality = media_type, quality
-    if best is None:
-        raise Problem(406, "not-acceptable", f"Accept must allow {_JSON} or {_PNG}")
-    return best
-
-
-def _quality(accept: str, media_type: str) -> float:
-    """q of the most specific range in `accept` that covers `media_type`, else 0."""
-    ranges = {media_type: 2, media_type.split("/")[0] + "/*": 1, "*/*": 0}
-    best = (-1, 0.0)
-    for item in accept.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        if name not in ranges:
-            continue
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            best = max(best, (ranges[name], float(quality)))
-        except ValueError:
-            continue  # a range with a broken weight asks for nothing
-    return best[1]
+    engine: Engine
+    seeds: NDArray[np.int64]  # (B,)
+    images: NDArray[np.uint8]  # (B, H, W, C)
+    scores: Scores | None = None
 
 
 async def require_json(request: Request) -> None:
     """Raises Problem 415 for a body that does not call itself JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != _JSON:
-        raise Problem(415, "unsupported-media-type", f"send the body with Content-Type: {_JSON}")
+    if media_type_of(request) != JSON:
+        raise Problem(415, "unsupported-media-type", f"send the body with Content-Type: {JSON}")
 
 
 @router.post(
     "/v1/samples",
     response_model=SampleResponse,
-    responses={200: {"content": {_PNG: {"schema": {"type": "string", "format": "binary"}}}}},
+    responses={200: {"content": {PNG: BINARY, ZIP: BINARY, NPY: BINARY}}},
     dependencies=[Depends(require_json)],
 )
 async def create_samples(body: SampleRequest, request: Request, service: Shared) -> Response:
-    """Images as base64 PNGs with the seed of each, or, with `Accept: image/png`, one PNG: the image, or a grid.
+    """Images, in the form that `Accept` asks for.
 
-    The same seed gives the same bytes, whatever else is asked for at the same time.
+    `application/json`: base64 PNGs with the seed of each. `image/png`: the image, or a grid. `application/zip`: PNGs
+    and samples.json. `application/x-npy`: uint8 (n, h, w, c). The same seed gives the same bytes, whatever else is
+    asked for at the same time.
     """
-    media_type = choose_media_type(", ".join(request.headers.getlist("accept")))
+    media_type = choose_media_type(", ".join(request.headers.getlist("accept")), list(_ENCODERS))
+    if body.include and media_type not in (JSON, ZIP):
+        raise Problem(422, "invalid-request", f"include: scores have no place in {media_type}; Accept {JSON} or {ZIP}")
+    drawn = await _draw(body, request, service)
+    began = time.perf_counter()
+    content = await asyncio.to_thread(_ENCODERS[media_type], drawn)
+    request.state.timings["encode"] = time.perf_counter() - began
+    return Response(content, media_type=media_type)
+
+
+@router.get("/v1/samples/{seed}.png", response_class=Response, responses={200: {"content": {PNG: BINARY}}, 304: {}})
+async def get_sample(
+    request: Request,
+    service: Shared,
+    seed: Annotated[int, Path(ge=0, le=MAX_SEED)],
+    digest: Annotated[str | None, Query(description="of the bundle: 404 for another one; lets caches keep it")] = None,
+    model: Annotated[str | None, Query(description="name of a loaded model; absent: the first")] = None,
+    if_none_match: Annotated[str, Header()] = "",
+) -> Response:
+    """The image of a seed: a pure function of the bundle and the seed, so that caches may keep it."""
+    engine = service.engine(model)
+    if digest is not None and digest != engine.digest:
+        detail = f"{engine.name} is loaded with digest {engine.digest}, not the one asked for"
+        raise Problem(404, "unknown-digest", detail)
+    # Weak: other processors and backends may differ by a grey level.
+    etag = f'W/"{engine.digest[:16]}-{seed}"'
+    headers = {"ETag": etag, "Cache-Control": _FOR_EVER if digest else "no-cache"}
+    if etag.removeprefix("W/") in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+        return Response(status_code=304, headers=headers)
+    (images,) = await service.run(request, engine.sample, np.array([seed], dtype=np.int64))
+    service.metrics.sampled.labels(engine.name).inc()
+    return Response(await asyncio.to_thread(encode_png, images[0]), headers=headers, media_type=PNG)
+
+
+async def _draw(body: SampleRequest, request: Request, service: Service) -> Drawn:
     engine = service.engine(body.model)
     if body.seeds is not None:
         seeds = np.array(body.seeds, dtype=np.int64)
     else:
         first = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
-        seeds = image_seeds(first, body.n)
+        seeds = image_seeds(first, body.n * body.best_of)
     (images,) = await service.run(request, engine.sample, seeds)
     service.metrics.sampled.labels(engine.name).inc(len(images))
-
-    began = time.perf_counter()
-    if media_type == _PNG:
-        content = await asyncio.to_thread(_render, images)
-    else:
-        response = SampleResponse(
-            model=engine.name, digest=engine.digest, images=await asyncio.to_thread(_encode, seeds, images)
-        )
-        content = response.model_dump_json().encode()
-    request.state.timings["encode"] = time.perf_counter() - began
-    return Response(content, media_type=media_type)
+    if not body.include and body.best_of == 1:
+        return Drawn(engine, seeds, images)
+    scores = Scores(*await service.run(request, engine.score, images))
+    if body.best_of > 1:
+        kept = np.sort(np.argsort(scores.ood_score, kind="stable")[: body.n])
+        seeds, images = seeds[kept], images[kept]
+        scores = Scores(scores.energies[kept], scores.ood_score[kept], scores.p_value[kept])
+    return Drawn(engine, seeds, images, scores if body.include else None)
 
 
-def _render(images: NDArray[np.uint8]) -> bytes:
-    return encode_png(images[0] if len(images) == 1 else make_grid(images))
+def _rows(drawn: Drawn) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """Seed, PNG and scores (or nothing) of each image."""
+    for i, (seed, image) in enumerate(zip(drawn.seeds.tolist(), drawn.images, strict=True)):
+        scores = {} if drawn.scores is None else {
+            "energies": drawn.scores.energies[i].tolist(),
+            "ood_score": float(drawn.scores.ood_score[i]),
+            "p_value": float(drawn.scores.p_value[i]),
+        }  # fmt: skip
+        yield seed, encode_png(image), scores
 
 
-def _encode(seeds: NDArray[np.int64], images: NDArray[Any]) -> list[SampledImage]:
-    return [
-        SampledImage(seed=int(seed), image=base64.b64encode(encode_png(image)).decode())
-        for seed, image in zip(seeds, images, strict=True)
+def _to_json(drawn: Drawn) -> bytes:
+    images = [
+        SampledImage(seed=seed, image=base64.b64encode(png).decode(), **scores) for seed, png, scores in _rows(drawn)
     ]
+    response = SampleResponse(model=drawn.engine.name, digest=drawn.engine.digest, images=images)
+    return response.model_dump_json(exclude_none=True).encode()
+
+
+def _to_png(drawn: Drawn) -> bytes:
+    return encode_png(drawn.images[0] if len(drawn.images) == 1 else make_grid(drawn.images))
+
+
+def _to_zip(drawn: Drawn) -> bytes:
+    files, index = [], []
+    for i, (seed, png, scores) in enumerate(_rows(drawn)):
+        files.append((sample_name(i, seed), png))
+        index.append({"file": files[-1][0], "seed": seed, **scores})
+    about = {"model": drawn.engine.name, "digest": drawn.engine.digest, "images": index}
+    buffer = io.BytesIO()
+    write_zip(buffer, [*files, ("samples.json", json.dumps(about).encode())])
+    return buffer.getvalue()
+
+
+def _to_npy(drawn: Drawn) -> bytes:
+    return encode_npy(drawn.images)
+
+
+_ENCODERS = {JSON: _to_json, PNG: _to_png, ZIP: _to_zip, NPY: _to_npy}  # the first is the default

@@ -51,12 +51,13 @@ class Running:
 
 
 @contextmanager
-def running(bundle: Path, folder: Path) -> Iterator[Running]:
-    """A service on a free port of its own choice, with its output in `folder`."""
+def running(bundle: Path | str, folder: Path, *more: Path) -> Iterator[Running]:
+    """A service of one bundle or several on a free port of its own choice, with its output in `folder`."""
+    bundles = [word for item in (bundle, *more) for word in ("--bundle", str(item))]
     log = folder / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--bundle", str(bundle), "--port", "0"],
+            [*COMMAND, "serve", *bundles, "--port", "0"],
             stdout=output, stderr=subprocess.STDOUT, cwd=folder, env=environment(DDAEBM_THREADS="1"),
         )  # fmt: skip
     with ExitStack() as stack:
@@ -79,6 +80,13 @@ def service(debug_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A service that tests share, and leave running."""
     with running(debug_bundle, tmp_path_factory.mktemp("service")) as shared:
         yield shared
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 def run_cli(*arguments: object, cwd: Path, **settings: str) -> "subprocess.CompletedProcess[str]":

@@ -1,9 +1,12 @@
 """`ddaebm sample`, `score` and usage errors, on a real bundle."""
 
 import base64
+import csv
 import io
 import json
 import shutil
+import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.images import make_grid
+from model.images import encode_png, make_grid
 from model.noise import image_seeds
-from tests.e2e.conftest import Cli, Running, check_failure
+from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
 
 LIKE_NOTHING = np.random.default_rng(0).integers(256, size=(3, 16, 16), dtype=np.uint8)
 
@@ -24,8 +27,8 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 def training_images(bundle: Path) -> NDArray[np.uint8]:
     """What the debug recipe learns."""
-    from training.config import make_config
     from training.data import load_data
+    from training.recipes import make_config
 
     config = make_config(json.loads((bundle / "bundle.json").read_text())["training"]["recipe"])
     return load_data(config.data, config.network)
@@ -56,11 +59,11 @@ def test_score_writes_a_json_line_an_image_with_the_numbers_of_the_service(
     Image.fromarray(LIKE_NOTHING[1]).save(tmp_path / "one.png")
     served = service.client.post("/v1/scores", files={"images": ("one.png", (tmp_path / "one.png").read_bytes())})
 
-    done = cli("score", "--bundle", debug_bundle, "noise.npy", "one.png")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = cli("score", "--bundle", debug_bundle, "noise.npy", "one.png", "--format", "json")
+    assert (done.returncode, done.stderr) == (0, "4 images: 4 out of distribution (100.0%), 0 unreadable\n")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    places = [("noise.npy", 0), ("noise.npy", 1), ("noise.npy", 2), ("one.png", 0)]
-    assert [(row["path"], row["index"]) for row in rows] == places
+    places = [("noise.npy[0]", 0), ("noise.npy[1]", 1), ("noise.npy[2]", 2), ("one.png", 3)]
+    assert [(row["name"], row["index"]) for row in rows] == places
     for row in (rows[1], rows[3]):
         (result,) = served.json()["results"]
         assert row["ood_score"] == pytest.approx(result["ood_score"], rel=1e-4)
@@ -72,14 +75,15 @@ def test_score_exits_with_3_only_when_asked_and_only_for_what_is_out_of_distribu
     cli: Cli, debug_bundle: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "noise.npy", LIKE_NOTHING)
-    done = cli("score", "--bundle", debug_bundle, "noise.npy", "--fail-on-ood")
+    done = cli("score", "--bundle", debug_bundle, "noise.npy", "--fail-on-ood", "--format", "json")
     assert done.returncode == 3
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 3
     assert all(row["is_ood"] for row in rows)
 
     np.save(tmp_path / "shapes.npy", training_images(debug_bundle)[:20])
-    rows = [json.loads(line) for line in cli("score", "--bundle", debug_bundle, "shapes.npy").stdout.splitlines()]
+    done = cli("score", "--bundle", debug_bundle, "shapes.npy", "--format", "json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     known = [row["index"] for row in rows if not row["is_ood"]]
     assert len(known) > 10
     np.save(tmp_path / "known.npy", training_images(debug_bundle)[known])
@@ -106,6 +110,12 @@ def test_score_exits_with_3_only_when_asked_and_only_for_what_is_out_of_distribu
         ("sample --out x.png --seed -1", ["--seed"]),
         (f"sample --out x.png --seed {2**53}", ["--seed"]),
         ("sample --out x.gif", [".png", ".npy"]),
+        ("sample --out x.png -n 4097", ["4096"]),
+        ("train images --out run", ["--data"]),
+        ("train debug --out run --size 32", ["--size", "images"]),
+        ("train images --data x --out run --size 3x", ["WIDTHxHEIGHT"]),
+        ("train images --data x --out run --channels 4", ["--channels"]),
+        ("score x.png --format xml", ["--format", "csv"]),
         ("score", ["paths"]),
     ],
 )
@@ -122,9 +132,8 @@ def test_an_alpha_that_cannot_work_is_bad_usage(call: Cli, debug_bundle: Path, a
     ("command", "named"),
     [
         ("score missing.png", "missing.png"),
-        ("score text.png", "text.png"),
         ("score floats.npy", "float64"),
-        ("score wide.npy", "(16, 16, 1)"),
+        ("score text.zip", "text.zip"),
         ("sample --out missing/x.png", "missing"),
         ("sample --out taken.png", "taken.png"),
     ],
@@ -135,8 +144,85 @@ def test_a_file_that_cannot_be_used_exits_with_1_and_a_line_that_names_it(
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "taken.png").mkdir()
     np.save(tmp_path / "floats.npy", np.zeros((1, 16, 16)))
-    np.save(tmp_path / "wide.npy", np.zeros((1, 16, 20), np.uint8))
+    (tmp_path / "text.zip").write_text("no archive")
     check_failure(call(*command.split(), "--bundle", debug_bundle), 1, named)
+
+
+def test_an_unreadable_image_is_a_row_of_its_own_and_exit_code_1(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("words.png", b"no image")
+        archive.writestr("noise.png", encode_png(LIKE_NOTHING[0][..., None]))
+    done = cli("score", "--bundle", debug_bundle, "two.zip", "--format", "csv")
+    assert done.returncode == 1
+    assert done.stderr == "2 images: 1 out of distribution (100.0%), 1 unreadable\n"
+    broken, noise = csv.DictReader(io.StringIO(done.stdout))
+    assert (broken["name"], broken["is_ood"], broken["p_value"]) == ("two.zip:words.png", "", "")
+    assert "not a readable image" in broken["error"]
+    assert (noise["index"], noise["is_ood"], noise["resized"], noise["error"]) == ("1", "true", "false", "")
+    assert len(noise["energies"].split()) == 4
+    assert cli("score", "--bundle", debug_bundle, "two.zip", "--fail-on-ood").returncode == 3
+
+
+def test_rows_before_an_archive_breaks_off_are_not_lost(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "cut.npy", np.zeros((100, 16, 16), np.uint8))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
+    done = cli("score", "--bundle", debug_bundle, "cut.npy")
+    assert done.returncode == 1
+    assert done.stderr == "ddaebm: cut.npy: truncated: 99 of 100 images are there\n"
+    assert len(done.stdout.splitlines()) == 1 + 99
+
+
+def test_output_that_nobody_reads_on_is_no_error(debug_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "many.npy", np.zeros((5_000, 16, 16), np.uint8))
+    command = [*COMMAND, "score", "--bundle", str(debug_bundle), "many.npy"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("out", ["made.zip", "made.npy", "made"])
+def test_sampling_that_was_killed_goes_on_to_the_same_bytes(
+    cli: Cli, debug_bundle: Path, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "whole").mkdir()
+    assert cli("sample", "--bundle", debug_bundle, "-n", 3000, "--seed", 9, "--out", f"whole/{out}").returncode == 0
+
+    def progress() -> int:
+        spools = sum(path.stat().st_size // 256 for path in tmp_path.glob(".made.*.partial"))
+        return spools + len(list(tmp_path.glob("made/*.png")))
+
+    arguments = ["sample", "--bundle", str(debug_bundle), "-n", "3000", "--seed", "9", "--out", out]
+    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment(DDAEBM_THREADS="1")) as process:
+        wait_until(lambda: progress() >= 128)
+        process.kill()
+    assert not (tmp_path / out).is_file()
+    assert 128 <= progress() < 3000
+    assert cli(*arguments).returncode == 0
+
+    whole, resumed = tmp_path / "whole" / out, tmp_path / out
+    if whole.is_dir():
+        assert [path.name for path in sorted(resumed.iterdir())] == [path.name for path in sorted(whole.iterdir())]
+        assert all((resumed / path.name).read_bytes() == path.read_bytes() for path in whole.iterdir())
+    else:
+        assert resumed.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["whole", out])
+
+
+def test_a_folder_of_other_samples_is_not_mixed_with_these(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    assert cli("sample", "--bundle", debug_bundle, "-n", 2, "--out", "made").returncode == 0
+    assert cli("sample", "--bundle", debug_bundle, "-n", 3, "--out", "made").returncode == 0  # more of the same
+    assert len(list((tmp_path / "made").glob("*.png"))) == 3
+    done = cli("sample", "--bundle", debug_bundle, "-n", 2, "--seed", 1, "--out", "made")
+    check_failure(done, 2, "another bundle or seed")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.png").touch()
+    check_failure(cli("sample", "--bundle", debug_bundle, "--out", "photos"), 2, "not empty")
 
 
 def test_a_setting_in_the_environment_without_a_meaning_is_bad_usage(cli: Cli) -> None:

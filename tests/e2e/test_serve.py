@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from service.settings import Settings
-from tests.e2e.conftest import PATIENCE, Cli, Running, check_failure
+from tests.e2e.conftest import PATIENCE, Cli, Running, check_failure, running, wait_until
 
 
 def sample(service: Running, n: int, seed: int) -> bytes:
@@ -160,3 +160,51 @@ def test_print_settings_lists_each_with_its_value(cli: Cli) -> None:
     values = dict(line.partition("  #")[0].split("=", 1) for line in done.stdout.splitlines())
     assert values.keys() == {f"DDAEBM_{name.upper()}" for name in Settings.model_fields}
     assert (values["DDAEBM_PORT"], values["DDAEBM_MAX_BATCH"], values["DDAEBM_HOST"]) == ("7", "9", "127.0.0.1")
+
+
+def test_sighup_takes_a_changed_bundle_and_keeps_the_old_one_when_it_is_broken(
+    debug_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(debug_bundle, folder)
+    with running(folder, tmp_path) as service, ThreadPoolExecutor(4) as pool:
+
+        def digest() -> str:
+            (model,) = service.client.get("/v1/models").json()["models"]
+            return str(model["digest"])
+
+        first, alone = digest(), json.loads(sample(service, 5, 7))["images"]
+        manifest = json.loads((folder / "bundle.json").read_text())
+        manifest["training"]["note"] = "trained longer"
+        (folder / "bundle.json").write_text(json.dumps(manifest))
+        load = [pool.submit(sample, service, 20, i) for i in range(40)]
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: digest() != first)
+        assert len([answer.result(PATIENCE) for answer in load]) == 40  # each of them 200
+        second, again = digest(), json.loads(sample(service, 5, 7))
+        assert (again["digest"], again["images"]) == (second, alone)
+
+        (folder / "energy.onnx").write_bytes(b"torn")
+        service.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "reload failed" in service.log.read_text())
+        assert "energy.onnx is not the file that bundle.json names" in service.log.read_text()
+        assert "Traceback" not in service.log.read_text()
+        assert digest() == second
+        assert json.loads(sample(service, 5, 7))["images"] == alone
+        lines = service.client.get("/metrics").text.splitlines()
+        assert 'ddaebm_reloads_total{outcome="failed"} 1.0' in lines
+        assert service.stop(signal.SIGTERM) == 0
+
+
+def test_two_bundles_are_served_by_name(debug_bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    with running("fashion-mnist", tmp_path, debug_bundle) as service:
+        assert [model["name"] for model in service.client.get("/v1/models").json()["models"]] == [
+            "fashion-mnist",
+            "debug",
+        ]
+        answers = [
+            service.client.post("/v1/samples", json={"seed": 1, "model": name}).json()
+            for name in ("debug", "fashion-mnist")
+        ]
+        sizes = [Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["image"]))).size for answer in answers]
+        assert sizes == [(16, 16), (28, 28)]

@@ -39,7 +39,7 @@ def test_it_is_small_enough_to_ship(bundle: Bundle) -> None:
 
 
 def test_its_picture_is_what_it_makes(bundle: Bundle, runtime: BundleRuntime) -> None:
-    shown = np.asarray(Image.open(io.BytesIO(bundle.file("samples.png").read_bytes())), dtype=int)
+    shown = np.asarray(Image.open(io.BytesIO(bundle.read("samples.png"))), dtype=int)
     made = make_grid(runtime.sample(image_seeds(1, 64)))[..., 0].astype(int)
     assert np.abs(shown - made).max() <= 1  # other processors may round another way
 

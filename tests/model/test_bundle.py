@@ -58,10 +58,10 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, {"train": {"count": 3}})
     for field in ("mean", "whitening", "calibration_scores"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
-    assert loaded.file("sampler.onnx").read_bytes() == FILES["sampler.onnx"]
+    assert loaded.read("sampler.onnx") == FILES["sampler.onnx"]
     (loaded.path / "stray.txt").write_text("nobody vouches for it")
     with pytest.raises(BundleMissingFileError, match=r"stray\.txt"):
-        loaded.file("stray.txt")
+        loaded.read("stray.txt")
     assert loaded.digest == written.digest == hashlib.sha256((loaded.path / MANIFEST).read_bytes()).hexdigest()
 
 

@@ -1,12 +1,13 @@
 """Whole or not there: what an error in the middle leaves behind."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from model.files import encode_npy, write_file, write_folder
+from model.files import encode_npy, write_file, write_folder, write_stream, write_zip
 
 
 def names(folder: Path) -> list[str]:
@@ -74,3 +75,32 @@ def test_npy_round_trip_refuses_pickles() -> None:
     np.testing.assert_array_equal(np.load(io.BytesIO(encode_npy(array))), array)
     with pytest.raises(ValueError, match="pickle"):
         encode_npy(np.array([{}], dtype=object))
+
+
+def test_a_stream_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with write_stream(path) as handle:
+            handle.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])
+    with write_stream(path) as handle:
+        handle.write(b"new")
+    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"new", [path])
+
+
+def test_a_zip_of_the_same_members_is_the_same_bytes_and_can_be_unpacked() -> None:
+    members = {"a.png": b"first", "b.png": b"second"}
+    made = []
+    for _ in range(2):
+        buffer = io.BytesIO()
+        write_zip(buffer, iter(members.items()))
+        made.append(buffer.getvalue())
+    assert made[0] == made[1]
+    with zipfile.ZipFile(io.BytesIO(made[0])) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == members

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from model.noise import MAX_SEED, image_seeds, normals, permutation, philox, random_words
+from model.noise import MAX_SEED, image_seeds, normals, permutation, philox, random_words, seeds_at
 
 SEEDS = st.integers(0, MAX_SEED)
 
@@ -110,3 +110,10 @@ def test_permutations_place_every_index_everywhere() -> None:
     places = np.stack([permutation(5, seed) for seed in range(2000)])
     counts = np.array([np.bincount(column, minlength=5) for column in places.T])
     assert stats.chisquare(counts.ravel(), ddof=8).pvalue > 1e-4
+
+
+def test_seeds_at_any_indices_are_those_of_the_whole_set() -> None:
+    whole = image_seeds(7, 1000)
+    indices = np.array([999, 0, 3, 500])
+    np.testing.assert_array_equal(seeds_at(7, indices), whole[indices])
+    assert seeds_at(7, np.array([10**12])).dtype == np.int64

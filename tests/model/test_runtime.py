@@ -70,8 +70,8 @@ class FakeSession:
     running = CUDA
     fault: Exception | None = None
 
-    def __init__(self, graph: str, options: Any, providers: list[tuple[str, dict[str, str]]], **others: Any) -> None:
-        self.graph, self.chosen, self.others = Path(graph).name, providers, others
+    def __init__(self, graph: bytes, options: Any, providers: list[tuple[str, dict[str, str]]], **others: Any) -> None:
+        self.graph, self.chosen, self.others = graph, providers, others
         if self.fault:
             raise self.fault
 
@@ -99,7 +99,8 @@ def test_cuda_computes_in_full_precision_and_falls_back_to_nothing(
     gpu_build: type[FakeSession], debug_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: Any = BundleRuntime(load_bundle(debug_bundle), "auto")
-    assert (made.sampler.graph, made.energy.graph) == ("sampler.onnx", "energy.onnx")
+    for name, session in (("sampler.onnx", made.sampler), ("energy.onnx", made.energy)):
+        assert session.graph == (debug_bundle / name).read_bytes()
     for session in (made.sampler, made.energy):
         (cuda, options), cpu = session.chosen
         assert (cuda, cpu) == (CUDA, (CPU, {}))
@@ -126,8 +127,9 @@ def test_tensorrt_computes_in_full_precision_and_keeps_its_engines(
     options = made.energy.chosen[0][1]
     assert options["trt_fp16_enable"] == "0"
     assert options["trt_engine_cache_enable"] == "1"
-    assert Path(options["trt_engine_cache_path"]) == tmp_path / "a" / "b"
-    assert (tmp_path / "a" / "b").is_dir()
+    folder = tmp_path / "a" / "b" / made.bundle.digest  # ONNX Runtime does not tell weights apart
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
+    assert folder.is_dir()
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
@@ -145,16 +147,16 @@ def test_a_gpu_that_fails_to_start_is_an_error_and_not_the_cpu(
 
 def test_engines_are_kept_with_the_user_s_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert engine_cache() == tmp_path / "caches" / "ddaebm" / "tensorrt"
+    assert engine_cache("0f") == tmp_path / "caches" / "ddaebm" / "tensorrt" / "0f"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert engine_cache() == tmp_path / "home" / ".cache" / "ddaebm" / "tensorrt"
+    assert engine_cache("0f") == tmp_path / "home" / ".cache" / "ddaebm" / "tensorrt" / "0f"
 
 
 def test_engines_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="set DDAEBM_TENSORRT_CACHE to a folder that can be written"):
-        engine_cache(str(tmp_path / "file" / "engines"))
+        engine_cache("0f", str(tmp_path / "file" / "engines"))
 
 
 def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: BundleRuntime) -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from model.images import Contract, encode_png
-from model.runtime import Scores
+from model.runtime import Explained, Scores
 from model.scoring import Scorer
 from service.app import create_app
 from service.batching import Arrays, Batcher
@@ -35,14 +35,14 @@ PROBLEM_MEMBERS = {"type", "title", "status", "detail", "instance", "error", "re
 class FakeEngine:
     """Images that are noise of their seed; a score that is the mean pixel, calibrated by 0, 1, …, 98."""
 
-    name = "fake"
     digest = "0f" * 32
     backend = "fake-cpu"
     num_steps = 4
     contract = Contract(8, 6, 1)
     scorer = Scorer(np.zeros(1), np.eye(1), np.arange(99.0))  # the smallest p is 0.01
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "fake") -> None:
+        self.name = name
         self.calls: list[tuple[str, int]] = []  # operation, rows
         self.warmed_up = 0
         self.fault: BaseException | None = None  # raised by the next call
@@ -61,6 +61,14 @@ class FakeEngine:
         level = images.reshape(len(images), -1).mean(1)
         energies = np.outer(level, np.arange(1, 1 + self.num_steps)).astype(np.float32)
         return Scores(energies, level, self.scorer.p_value(level))
+
+    def explain(self, images: NDArray[np.uint8]) -> Explained:
+        """All of the energy sits in the first pixel."""
+        scores = self.score(images)
+        self.calls[-1] = ("explain", len(images))
+        energy_map = np.zeros((len(images), self.num_steps, *self.contract.shape[:2]), np.float32)
+        energy_map[:, :, 0, 0] = scores.energies
+        return Explained(*scores, energy_map)
 
     def warm_up(self, max_batch: int) -> None:
         self.warmed_up = max_batch

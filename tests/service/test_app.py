@@ -13,13 +13,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from model.errors import BundleMissingFileError
-from service.app import create_app
+from service.app import create_app, load_engines
 from service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, metric, wait_until
 
+NPY = "application/x-npy"
 ANSWERS = ["200", "4XX", "5XX"]
 OPENAPI = {
     "/v1/samples": {"post": ANSWERS},
+    "/v1/samples/{seed}.png": {"get": ["200", "304", "4XX", "5XX"]},
     "/v1/scores": {"post": ANSWERS},
     "/v1/models": {"get": ANSWERS},
     "/v1/models/{name}": {"get": ANSWERS},
@@ -28,11 +30,11 @@ OPENAPI = {
     "/metrics": {"get": ANSWERS},
 }
 SCHEMAS = {
-    "SampleRequest": ["model", "n", "seed", "seeds"],
+    "SampleRequest": ["best_of", "include", "model", "n", "seed", "seeds"],
     "SampleResponse": ["digest", "images", "model"],
-    "SampledImage": ["image", "seed"],
+    "SampledImage": ["energies", "image", "ood_score", "p_value", "seed"],
     "ScoreResponse": ["alpha", "calibration_size", "digest", "model", "results"],
-    "Score": ["energies", "index", "is_ood", "name", "ood_score", "p_value", "resized"],
+    "Score": ["energies", "heatmap", "index", "is_ood", "name", "ood_score", "p_value", "resized"],
     "Unreadable": ["error", "index", "name"],
     "ImageProblem": ["detail", "status", "title", "type"],
     "ModelList": ["models"],
@@ -65,9 +67,9 @@ def test_the_published_schemas_are_the_approved_ones(openapi: dict[str, Any]) ->
 
 def test_the_media_types_that_json_schema_cannot_tell_are_published(openapi: dict[str, Any]) -> None:
     samples, scores = (openapi["paths"][path]["post"] for path in ("/v1/samples", "/v1/scores"))
-    assert samples["responses"]["200"]["content"].keys() == {"application/json", "image/png"}
-    assert scores["requestBody"]["content"].keys() == {"multipart/form-data"}
-    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "model"]
+    assert list(samples["responses"]["200"]["content"]) == ["application/json", "image/png", "application/zip", NPY]
+    assert list(scores["requestBody"]["content"]) == ["multipart/form-data", "application/json", "image/*", NPY]
+    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "heatmap", "model"]
 
 
 def test_the_root_leads_to_the_docs(client: TestClient) -> None:
@@ -110,6 +112,5 @@ def test_stopping_finishes_what_waits(engine: FakeEngine) -> None:
 
 
 def test_a_bundle_that_is_not_there_stops_the_start(tmp_path: Path) -> None:
-    app = create_app(Settings(bundle=str(tmp_path / "nobody")))
-    with pytest.raises(BundleMissingFileError, match="nobody"), TestClient(app):
-        pass
+    with pytest.raises(BundleMissingFileError, match="nobody"):
+        load_engines(Settings(bundle=(str(tmp_path / "nobody"),)))

@@ -11,7 +11,7 @@ from service.settings import Settings
 
 def test_the_defaults_are_the_documented_ones() -> None:
     assert Settings().model_dump() == {
-        "bundle": "fashion-mnist",
+        "bundle": ("fashion-mnist",),
         "host": "127.0.0.1",
         "port": 8000,
         "backend": "onnx",
@@ -34,7 +34,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     ("text", "name", "value"),
     [
         ("9000", "port", 9000),
-        ("mine", "bundle", "mine"),
+        ("mine", "bundle", ("mine",)),
+        ("mine, /bundles/yours", "bundle", ("mine", "/bundles/yours")),
         ("torch", "backend", "torch"),
         ("tensorrt", "device", "tensorrt"),
         ("/engines", "tensorrt_cache", "/engines"),
@@ -60,6 +61,9 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "bad",
     [
+        {"bundle": ""},
+        {"bundle": "a,,b"},
+        {"bundle": ()},
         {"port": "abc"},
         {"port": -1},
         {"port": 65_536},

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 
 from model.diffusion import Diffusion
 from model.schedule import make_schedule
-from training.config import make_config
 from training.data import batch_at, load_data, split, to_tensor
+from training.recipes import make_config
 from training.step import Draws, draw, make_state, train_step
 
 FOLDER = Path(__file__).parent / "golden"

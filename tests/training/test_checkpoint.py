@@ -17,7 +17,7 @@ from training.checkpoint import (
     save,
     write_config,
 )
-from training.config import make_config
+from training.recipes import make_config
 from training.step import TrainState, make_state
 
 CONFIG = make_config("debug")

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 
 import training.config
 from model.errors import ConfigError
-from model.networks import Networks
-from training.config import RECIPES, TrainConfig, make_config
+from training.config import TrainConfig
+from training.recipes import make_config
 
 DEBUG = make_config("debug")
 
@@ -41,19 +40,6 @@ BAD = [
 def test_a_value_without_meaning_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         dataclasses.replace(DEBUG, **{name: value})
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_builds_and_survives_json(recipe: str) -> None:
-    config = make_config(recipe)
-    assert config.recipe == recipe
-    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert sum(p.numel() for p in Networks(config.network).parameters()) > 1000
-
-
-def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="there are debug, toy, toy-paper, fashion-mnist"):
-        make_config("imagenet")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from model.config import ModelConfig
 from model.errors import DataError
 from model.graphs import to_pixels
-from training.config import make_config
 from training.data import batch_at, contract, load_data, split, to_tensor
+from training.recipes import make_config
 
 IMAGES, POINTS = make_config("debug").network, make_config("toy").network
 GOLDEN_RANGE = {

@@ -17,7 +17,6 @@ from model.errors import CheckpointError, ParityError
 from model.networks import Generator
 from model.runtime import make_session
 from training import checkpoint
-from training.config import make_config
 from training.data import load_data, split
 from training.export import (
     MAX_PARITY_ERROR,
@@ -29,6 +28,7 @@ from training.export import (
     require_parity,
     train_command,
 )
+from training.recipes import make_config
 from training.step import make_state
 
 GRAPHS = ["sampler.onnx", "generator.onnx", "energy.onnx"]

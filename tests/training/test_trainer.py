@@ -20,8 +20,9 @@ from model.diffusion import Diffusion
 from model.errors import CheckpointError, ConfigError, NonFiniteLossError
 from model.schedule import make_schedule
 from training.checkpoint import list_checkpoints, resume, save, write_config
-from training.config import TrainConfig, make_config
+from training.config import TrainConfig
 from training.data import load_data, split
+from training.recipes import make_config
 from training.step import TrainState, _means_by_step, cosine, ema_update, make_state
 from training.trainer import train
 

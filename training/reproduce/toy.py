@@ -15,10 +15,11 @@ from model.files import encode_npy, write_file
 from model.networks import EnergyNet
 from model.noise import image_seeds
 from training import checkpoint
-from training.config import TrainConfig, make_config
+from training.config import TrainConfig
 from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, load_data, split
 from training.log import seconds_logged
 from training.metrics import grid_kl, mode_report
+from training.recipes import make_config
 from training.reproduce.figure import encode_figure
 from training.trainer import generate, train
 

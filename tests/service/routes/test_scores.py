@@ -1,20 +1,36 @@
 """POST /v1/scores: verdicts in the order sent, and an answer to everything that is no image."""
 
+import base64
+import io
+import json
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
-from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, metric, png
+from model.images import encode_png
+from model.scoring import Scorer
+from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, from_base64, metric, png
 
 URL = "/v1/scores"
 BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
     struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
     for tag, data in ((b"IHDR", struct.pack(">2I5B", 50_000, 50_000, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b"0")))
 )
+NPY_HEADER = b"{'descr': '|u1', 'fortran_order': False, 'shape': (200, 100000, 100000), }"
+NPY_BOMB = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(NPY_HEADER)) + NPY_HEADER
+
+
+def npy(array: NDArray[Any], pickle: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=pickle)
+    return buffer.getvalue()
+
+
 UNREADABLE = {
     "empty": b"",
     "text": b"not an image",
@@ -116,6 +132,14 @@ def test_an_alpha_below_the_smallest_p_is_told_that_p(client: TestClient) -> Non
     assert "0.01" in check_problem(response, 422, "alpha-too-small")["detail"]
 
 
+def test_the_default_alpha_is_one_that_can_fire(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert score(client, png())["alpha"] == 0.05
+    monkeypatch.setattr(FakeEngine, "scorer", Scorer(np.zeros(1), np.eye(1), np.arange(9.0)))
+    body = score(client, png(255))
+    assert (body["alpha"], body["results"][0]["is_ood"]) == (0.1, True)
+    check_problem(client.post(URL, files=files(png()), params={"alpha": 0.05}), 422, "alpha-too-small")
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.5, 0.999])
 def test_an_alpha_that_can_fire_is_taken(client: TestClient, alpha: float) -> None:
     assert score(client, png(255), alpha=alpha)["alpha"] == alpha
@@ -131,8 +155,31 @@ def part(disposition: str, data: bytes = b"x") -> bytes:
 
 
 BAD_FORMS: dict[str, tuple[str, bytes, int]] = {
-    "json": ("application/json", b'{"images": []}', 415),
-    "raw image": ("image/png", png(), 415),
+    "json without images": ("application/json", b'{"images": []}', 422),
+    "json of something else": ("application/json", b'{"pictures": ["x"]}', 422),
+    "json with more": ("application/json", b'{"images": ["x"], "alpha": 0.1}', 422),
+    "json of numbers": ("application/json", b'{"images": [1]}', 422),
+    "no json": ("application/json", b"images", 400),
+    "nested json": ("application/json", b"[" * 20_000 + b"]" * 20_000, 400),
+    "json of no base64": ("application/json", b'{"images": ["!", "data:image/png;base64,"]}', 422),
+    "json of no image": ("application/json", b'{"images": ["aGVsbG8="]}', 422),
+    "raw words": ("image/png", b"words", 422),
+    "raw nothing": ("image/png", b"", 422),
+    "raw svg": ("image/svg+xml", b"<svg/>", 422),
+    "raw bomb": ("image/png", BOMB, 413),
+    "npy of floats": ("application/x-npy", npy(np.zeros((1, 8, 6))), 422),
+    "npy of objects": ("application/x-npy", npy(np.array([{}], dtype=object), pickle=True), 422),
+    "npy of one axis": ("application/x-npy", npy(np.zeros(6, np.uint8)), 422),
+    "npy of four channels": ("application/x-npy", npy(np.zeros((1, 8, 6, 4), np.uint8)), 422),
+    "npy of nothing": ("application/x-npy", npy(np.zeros((0, 8, 6), np.uint8)), 422),
+    "npy cut short": ("application/x-npy", npy(np.zeros((2, 8, 6), np.uint8))[:-1], 422),
+    "npy too long": ("application/x-npy", npy(np.zeros((2, 8, 6), np.uint8)) + b"x", 422),
+    "npy of words": ("application/x-npy", b"words", 422),
+    "npy empty": ("application/x-npy", b"", 422),
+    "npy of many": ("application/x-npy", npy(np.zeros((257, 1, 1), np.uint8)), 413),
+    "npy that claims much": ("application/x-npy", NPY_BOMB, 413),
+    "npy of a huge image": ("application/x-npy", npy(np.zeros((1, 2, 16_385), np.uint8)), 413),
+    "octets": ("application/octet-stream", png(), 415),
     "urlencoded": ("application/x-www-form-urlencoded", b"images=x", 415),
     "no content type": ("", b"", 415),
     "no boundary": ("multipart/form-data", b"--B--\r\n", 400),
@@ -181,3 +228,77 @@ def test_a_file_without_a_name_is_scored_all_the_same(client: TestClient) -> Non
     body = part('; name="images"; filename=""', png(4)) + b"--B--\r\n"
     response = client.post(URL, content=body, headers={"content-type": "multipart/form-data; boundary=B"})
     assert [result["name"] for result in response.json()["results"]] == [""]
+
+
+def post(client: TestClient, content: bytes, content_type: str, **query: Any) -> list[dict[str, Any]]:
+    response = client.post(URL, content=content, headers={"content-type": content_type}, params=query)
+    assert response.status_code == 200, response.text
+    results: list[dict[str, Any]] = response.json()["results"]
+    return results
+
+
+@pytest.mark.parametrize("shape", [(8, 6, 1), (20, 31, 1), (8, 6, 3), (33, 17, 3)])
+def test_the_four_bodies_give_the_same_result_for_the_same_image(client: TestClient, shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (2, *shape), dtype=np.uint8)
+    data = [encode_png(image) for image in pixels]
+    bodies = {
+        "form": score(client, *data, heatmap=True)["results"],
+        "json": post(client, as_json(data), "application/json", heatmap=True),
+        "npy": post(client, npy(pixels), "application/x-npy", heatmap=True),
+        "raw": [post(client, image, "image/png", heatmap=True)[0] for image in data],
+    }
+    names = {body: [result.pop("name") for result in results] for body, results in bodies.items()}
+    assert names == {"form": ["0.png", "1.png"], "json": ["0", "1"], "npy": ["0", "1"], "raw": ["0", "0"]}
+    bodies["raw"][1]["index"] = 1
+    assert all(results == bodies["form"] for results in bodies.values())
+    assert bodies["form"][0].keys() >= {"energies", "ood_score", "p_value", "is_ood", "resized", "heatmap"}
+
+
+def as_json(data: list[bytes]) -> bytes:
+    return json.dumps({"images": [base64.b64encode(item).decode() for item in data]}).encode()
+
+
+def test_an_array_without_a_channel_axis_is_grey(client: TestClient) -> None:
+    pixels = np.full((2, 8, 6), 7, np.uint8)
+    assert post(client, npy(pixels), "application/x-npy") == post(client, npy(pixels[..., None]), "application/x-npy")
+
+
+def test_base64_may_have_line_breaks_and_a_data_prefix(client: TestClient) -> None:
+    plain = base64.b64encode(png(5)).decode()
+    texts = [plain, base64.encodebytes(png(5)).decode(), f"data:image/png;base64,{plain}"]
+    results = post(client, json.dumps({"images": texts}).encode(), "application/json")
+    assert [result["ood_score"] for result in results] == [5, 5, 5]
+
+
+def test_an_image_that_is_no_base64_has_an_error_in_its_place(client: TestClient) -> None:
+    body = json.dumps({"images": ["%%%", base64.b64encode(png(5)).decode()]}).encode()
+    first, second = post(client, body, "application/json")
+    assert (first["name"], first["error"]["status"], second["ood_score"]) == ("0", 422, 5)
+    assert "base64" in first["error"]["detail"]
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_the_number_of_images_is_bounded_in_every_body(make_client: MakeClient, limit: int) -> None:
+    client = make_client(max_files=limit)
+    for content, content_type in [(as_json([png()] * 3), "application/json"),
+                                  (npy(np.zeros((3, 8, 6), np.uint8)), "application/x-npy")]:  # fmt: skip
+        response = client.post(URL, content=content, headers={"content-type": content_type})
+        if limit == 3:
+            assert response.status_code == 200
+        else:
+            check_problem(response, 413, "too-many-images")
+
+
+def test_a_heatmap_is_there_when_asked_for_and_is_bright_where_the_energy_sits(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    assert "heatmap" not in score(client, png(200))["results"][0]
+    engine.calls.clear()
+    asked = score(client, png(200), b"words", png(100), heatmap=True)["results"]
+    assert engine.calls == [("explain", 2)]
+    assert "heatmap" not in asked[1]
+    picture = from_base64(asked[0].pop("heatmap")).astype(int)
+    assert picture.shape == (8, 6, 3)
+    redness = picture[..., 0] - picture[..., 2]
+    assert redness[0, 0] == redness.max() > 0 == redness[7, 5]
+    assert asked[0] == score(client, png(200))["results"][0]

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from model.errors import ConfigError
-from training.config import make_config
 from training.data import load_data
 from training.metrics import grid_kl
+from training.recipes import make_config
 from training.reproduce import toy
 
 

@@ -1,0 +1,198 @@
+"""Any number of images in constant memory: samples to a file or folder, and scores of whole PATHs."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Bundle
+from model.errors import ConfigError, DataError, ImageError
+from model.files import write_file, write_stream, write_zip
+from model.formats import Entry
+from model.images import Decoded, encode_png, make_grid
+from model.noise import seeds_at
+from model.readers import decode_entry, entries
+from model.runtime import BundleRuntime
+
+BATCH = 64
+MAX_GRID = 4096  # images of one PNG, which is made in memory
+_MANIFEST = "samples.json"
+
+Tick = Callable[[int], None]  # told how many images were done since the last time
+
+
+def sample_name(index: int, seed: int) -> str:
+    """File name of the image at `index` of a set; its seed gives that image alone."""
+    return f"{index:08d}-{seed}.png"
+
+
+def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick = lambda count: None) -> None:
+    """The first n images of `seed` as a .png grid, .npy, .zip of PNGs, or folder of PNGs.
+
+    All but the grid go on where an interrupted call with the same bundle and seed stopped, to the same bytes.
+
+    Raises:
+        ConfigError: another suffix, too many images for a grid, or a folder that holds something else.
+    """
+    if out.suffix == ".png":
+        if n > MAX_GRID:
+            raise ConfigError(
+                f"{n} images are too many for one picture of at most {MAX_GRID}; give .npy, .zip or a folder"
+            )
+        images = np.concatenate([pixels for _, pixels in _batches(runtime, seed, range(n), tick)])
+        write_file(out, encode_png(make_grid(images)))
+    elif out.suffix in (".npy", ".zip"):
+        _sample_to_file(runtime, out, seed, n, tick)
+    elif out.suffix == "" or out.is_dir():
+        _sample_to_folder(runtime, out, seed, n, tick)
+    else:
+        raise ConfigError(f"{out}: the suffix must be .png (a grid), .npy or .zip, or none for a folder")
+
+
+def _batches(
+    runtime: BundleRuntime, seed: int, indices: Iterable[int], tick: Tick
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Indices of the set, and their images (B, H, W, C), `BATCH` at a time."""
+    remaining = iter(indices)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield batch, runtime.sample(seeds_at(seed, np.array(batch)))
+        tick(len(batch))
+
+
+def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
+    """Raw pixels are spooled beside `out`, and become the file in one go when all are there.
+
+    An image is a function of its index, and so is its place in the spool: what a killed process left is taken
+    as far as it goes, and a second process that writes the same does no harm.
+    """
+    bundle = runtime.bundle
+    spool_path = out.with_name(f".{out.name}.{bundle.digest[:16]}-{seed}.partial")
+    size = int(np.prod(bundle.contract.shape))
+    spool_path.touch()
+    with spool_path.open("r+b") as spool:
+        done = min(os.fstat(spool.fileno()).st_size // size, n)
+        tick(done)
+        for batch, pixels in _batches(runtime, seed, range(done, n), tick):
+            spool.seek(batch[0] * size)
+            spool.write(pixels.tobytes())
+            spool.flush()
+            os.fsync(spool.fileno())
+        with write_stream(out) as handle:
+            if out.suffix == ".npy":
+                _write_npy(handle, spool, (n, *bundle.contract.shape))
+            else:
+                write_zip(handle, _png_members(spool, bundle, seed, n))
+    spool_path.unlink(missing_ok=True)
+
+
+def _write_npy(handle: IO[bytes], spool: IO[bytes], shape: tuple[int, ...]) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(handle, header)
+    spool.seek(0)
+    left = int(np.prod(shape))
+    while left:
+        chunk = spool.read(min(left, 2**20))
+        handle.write(chunk)
+        left -= len(chunk)
+
+
+def _png_members(spool: IO[bytes], bundle: Bundle, seed: int, n: int) -> Iterator[tuple[str, bytes]]:
+    shape = bundle.contract.shape
+    spool.seek(0)
+    for start in range(0, n, BATCH):
+        for i, image_seed in enumerate(seeds_at(seed, np.arange(start, min(start + BATCH, n)))):
+            pixels = np.frombuffer(spool.read(int(np.prod(shape))), np.uint8).reshape(shape)
+            yield sample_name(start + i, int(image_seed)), encode_png(pixels)
+
+
+def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
+    bundle = runtime.bundle
+    ours = {"model": bundle.name, "digest": bundle.digest, "seed": seed}
+    manifest = out / _MANIFEST
+    if manifest.exists():
+        if json.loads(manifest.read_text()) != ours:
+            raise ConfigError(
+                f"{out} holds samples of another bundle or seed ({_MANIFEST} says which); give another --out"
+            )
+    else:
+        if out.is_dir() and any(out.iterdir()):
+            raise ConfigError(f"{out} is not empty and holds no samples of ours; give another folder")
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(manifest, (json.dumps(ours) + "\n").encode())
+
+    def path_of(index: int) -> Path:
+        return out / sample_name(index, int(seeds_at(seed, np.array([index]))[0]))
+
+    def missing() -> Iterator[int]:
+        for index in range(n):
+            if path_of(index).exists():
+                tick(1)
+            else:
+                yield index
+
+    for batch, images in _batches(runtime, seed, missing(), tick):
+        for index, pixels in zip(batch, images, strict=True):
+            write_file(path_of(index), encode_png(pixels), sync=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One image of a PATH: scored, or with an error."""
+
+    index: int
+    name: str
+    energies: list[float] | None = None  # (T,)
+    ood_score: float | None = None
+    p_value: float | None = None
+    resized: bool | None = None
+    error: str | None = None
+
+
+def score_paths(runtime: BundleRuntime, paths: Iterable[str], tick: Tick = lambda count: None) -> Iterator[Scored]:
+    """Scores of all images of all `paths`, in order.
+
+    Raises:
+        DataError: a PATH that cannot be gone through to its end; what came before has been yielded.
+    """
+    batch: list[Entry] = []
+    index = 0
+
+    def scored() -> Iterator[Scored]:
+        nonlocal index
+        yield from _score_batch(runtime, batch, index)
+        tick(len(batch))
+        index += len(batch)
+        batch.clear()
+
+    try:
+        for entry in itertools.chain.from_iterable(map(entries, paths)):
+            batch.append(entry)
+            if len(batch) == BATCH:
+                yield from scored()
+    except DataError:
+        yield from scored()
+        raise
+    yield from scored()
+
+
+def _score_batch(runtime: BundleRuntime, batch: list[Entry], first: int) -> Iterator[Scored]:
+    decoded: list[Decoded | ImageError] = []
+    for entry in batch:
+        try:
+            decoded.append(decode_entry(entry, runtime.bundle.contract))
+        except ImageError as error:
+            decoded.append(error)
+    readable = [item.pixels for item in decoded if isinstance(item, Decoded)]
+    rows = zip(*runtime.score(np.stack(readable)), strict=True) if readable else iter(())
+    for index, (entry, item) in enumerate(zip(batch, decoded, strict=True), first):
+        if isinstance(item, ImageError):
+            yield Scored(index, entry.name, error=str(item))
+        else:
+            energies, ood_score, p_value = next(rows)
+            yield Scored(index, entry.name, energies.tolist(), float(ood_score), float(p_value), item.resized)

@@ -1,0 +1,136 @@
+"""Bodies of POST /v1/scores: four forms of the same images, each to entries (name, bytes or pixels)."""
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from model.errors import DataError, ImageFormatError
+from model.formats import Entry, npy_images, npy_shape
+from service.errors import Problem, from_validation
+from service.media import FORM, JSON, NPY, media_type_of
+from service.schemas import ScoreRequest
+from service.settings import Settings
+
+_FIELD = "images"
+_BINARY = {"type": "string", "format": "binary"}
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": [_FIELD],
+                "properties": {_FIELD: {"type": "array", "items": _BINARY}},
+            }
+        },
+        JSON: {"schema": ScoreRequest.model_json_schema()},
+        "image/*": {"schema": _BINARY},
+        NPY: {"schema": _BINARY},
+    },
+}
+
+
+async def read_uploads(request: Request, settings: Settings) -> list[Entry]:
+    """The images of the body, undecoded, at least one; an image that is no base64 is an entry's error.
+
+    Raises:
+        Problem: 415 another media type, 413 too many images or pixels, 400 malformed, 422 nothing to score.
+    """
+    media_type = media_type_of(request)
+    read = _READERS.get("image/*" if media_type.startswith("image/") else media_type)
+    if read is None:
+        raise Problem(
+            415, "unsupported-media-type", f"send {FORM} with files named {_FIELD}, {JSON}, one image/* body, or {NPY}"
+        )
+    return await read(request, settings)
+
+
+async def _read_form(request: Request, settings: Settings) -> list[Entry]:
+    limit = settings.max_files
+    try:
+        async with request.form(max_files=limit, max_fields=16) as form:
+            parts = form.multi_items()
+            for name, part in parts:
+                if name != _FIELD or not isinstance(part, UploadFile):
+                    raise Problem(
+                        422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)"
+                    )
+            entries = [
+                Entry(_printable(part.filename), await part.read()) for _, part in parts if isinstance(part, UploadFile)
+            ]
+    except HTTPException as error:  # Starlette tells its reasons apart by text alone
+        if str(error.detail).startswith("Too many files"):
+            raise _too_many(limit) from error
+        raise
+    except (UnicodeError, LookupError, ValueError) as error:  # a charset that the client made up
+        raise Problem(400, "malformed-form", "the form cannot be decoded; leave its charset out") from error
+    if not entries:
+        raise Problem(422, "invalid-request", f"no file named {_FIELD} (curl -F {_FIELD}=@FILE)")
+    return entries
+
+
+def _printable(name: str | None) -> str:
+    return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
+
+
+async def _read_json(request: Request, settings: Settings) -> list[Entry]:
+    def parse(body: bytes) -> list[Entry]:
+        try:
+            sent = ScoreRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in error.errors()]) from error
+        if len(sent.images) > settings.max_files:
+            raise _too_many(settings.max_files)
+        return [_from_base64(str(i), text) for i, text in enumerate(sent.images)]
+
+    return await asyncio.to_thread(parse, await request.body())
+
+
+def _from_base64(name: str, text: str) -> Entry:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return Entry(name, base64.b64decode("".join(text.split()), validate=True))  # some encoders break lines
+    except (binascii.Error, ValueError):
+        return Entry(name, ImageFormatError("not base64; send the bytes of an image file in standard base64"))
+
+
+async def _read_image(request: Request, settings: Settings) -> list[Entry]:
+    return [Entry("0", await request.body())]
+
+
+async def _read_npy(request: Request, settings: Settings) -> list[Entry]:
+    handle = io.BytesIO(await request.body())
+    try:
+        count, height, width, _ = npy_shape(handle)  # nothing is allocated by its word
+        if count > settings.max_files:
+            raise _too_many(settings.max_files)
+        if count * height * width > settings.max_request_pixels:
+            detail = f"{count} images of {width}x{height} are over {settings.max_request_pixels} pixels; send fewer"
+            raise Problem(413, "too-many-pixels", detail)
+        handle.seek(0)
+        entries = [Entry(str(i), pixels) for i, pixels in enumerate(npy_images(handle))]
+    except DataError as error:
+        raise Problem(
+            422, "unreadable-array", f"{error}; send a .npy of uint8 (n, h, w) or (n, h, w, 1 or 3)"
+        ) from error
+    if handle.read(1):
+        raise Problem(422, "unreadable-array", "the body is longer than its .npy header says")
+    return entries
+
+
+def _too_many(limit: int) -> Problem:
+    return Problem(413, "too-many-images", f"more than {limit} images; send fewer at once")
+
+
+_READERS: dict[str, Callable[[Request, Settings], Awaitable[list[Entry]]]] = {
+    FORM: _read_form, JSON: _read_json, "image/*": _read_image, NPY: _read_npy,
+}  # fmt: skip

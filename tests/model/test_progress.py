@@ -1,0 +1,28 @@
+"""Long work says how far it has come: a line now and then where stderr is no terminal."""
+
+import pytest
+
+from model import progress
+
+
+def test_lines_hold_the_count_and_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress.progress("sample", 10_000) as tick:
+        tick(500)
+        clock[0] = 10.0
+        tick(500)
+        tick(500)
+        clock[0] = 20.0
+        tick(1500)
+    lines = ["sample: 1,000 of 10,000 images, 100/s", "sample: 3,000 of 10,000 images, 150/s"]
+    assert capsys.readouterr() == ("", "\n".join(lines) + "\n")
+
+
+def test_without_a_total_there_is_none_in_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with progress.progress("score") as tick:
+        tick(7)
+    assert capsys.readouterr().err.startswith("score: 7 images, ")
