@@ -45,7 +45,9 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="debug, toy, toy-paper or fashion-mnist")],
+    recipe: Annotated[
+        str, typer.Argument(help="debug, toy, toy-paper, fashion-mnist, cifar10, celeba64 or lsun_church128")
+    ],
     out: Annotated[Path, typer.Option(help="run folder")],
     data: Annotated[str | None, typer.Option(help="folder of images, .npy, .npz or IDX file")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
