@@ -1,4 +1,4 @@
-"""Milliseconds of one train step, here and in another checkout, alternated in one run.
+"""Milliseconds of one train step, here and in another checkout, alternated in one run, and the most memory it took.
 
     taskset -c 0 python benchmarks/training.py toy-paper --against ../before
     taskset -c 0 python benchmarks/training.py fashion-mnist --set penalty_every=4 --against ../before
@@ -10,6 +10,7 @@
 import argparse
 import importlib
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -66,24 +67,28 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(measure(args.recipe, args.assignments, args.steps))
+        print(measure(args.recipe, args.assignments, args.steps), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
 
-    def run(root: Path, recipe: str, assignments: list[str]) -> float:
+    def run(root: Path, recipe: str, assignments: list[str]) -> tuple[float, int]:
         options = [recipe, "--child", f"--steps={args.steps}", *(f"--set={text}" for text in assignments)]
         environment = {**os.environ, "PYTHONPATH": str(root.resolve()), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(Path(__file__).resolve()), *options]
-        return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        ms, kib = done.stdout.split()
+        return float(ms), int(kib)
 
     here, there = [], []
     for _ in range(args.rounds):
         here.append(run(ROOT, args.recipe, args.assignments))
         if args.against:
             there.append(run(args.against, args.against_recipe or args.recipe, []))
-    print(f"{args.recipe} {' '.join(args.assignments)}: {statistics.median(here):.2f} ms a step")
+    ms = statistics.median(ms for ms, _ in here)
+    peak = max(kib for _, kib in here) / 2**20
+    print(f"{args.recipe} {' '.join(args.assignments)}: {ms:.2f} ms a step, peak of resident memory {peak:.2f} GiB")
     if there:
-        ratio = statistics.median(there) / statistics.median(here)
-        print(f"{args.against}: {statistics.median(there):.2f} ms a step; {ratio:.2f} times as long")
+        theirs = statistics.median(ms for ms, _ in there)
+        print(f"{args.against}: {theirs:.2f} ms a step; {theirs / ms:.2f} times as long")
 
 
 if __name__ == "__main__":
