@@ -139,7 +139,7 @@ def fashion_mnist() -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10's 50,000 training images at the paper's size, for four GPUs of 24 GB (docs/training.md)."""
+    """CIFAR-10's 50,000 training images at the paper's size, for four GPUs of 32 GB (docs/training.md)."""
     return _paper("cifar10", size=32, images=50_000, epochs=1_300, batch_size=64, lr=1e-4, gamma=0.02, ema_decay=0.9999,
                   widths=(128, 256, 256, 256), norm_groups=32)  # fmt: skip
 
@@ -151,7 +151,7 @@ def celeba64() -> TrainConfig:
 
 
 def lsun_church128() -> TrainConfig:
-    """LSUN church outdoor's 126,227 training images, 128x128, at the paper's size, for four GPUs of 32 GB or more.
+    """LSUN church outdoor's 126,227 training images, 128x128, at the paper's size, for four GPUs of 40 GB.
 
     No input pyramid at this size (docs/training.md).
     """
