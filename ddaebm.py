@@ -53,7 +53,12 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="images for your own, or debug, toy, toy-paper, fashion-mnist")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="images for your own; debug, toy, toy-paper, fashion-mnist; cifar10, celeba64, lsun_church128"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="run folder")],
     data: Annotated[str | None, typer.Option(help=_PATH_HELP)] = None,
     size: Annotated[str | None, typer.Option(help="images: N or WIDTHxHEIGHT to resize to; the data's own")] = None,

@@ -1,4 +1,4 @@
-"""Milliseconds of one train step, here and in another checkout, alternated in one run.
+"""Milliseconds of one train step, here and in another checkout, alternated in one run, and the most memory it took.
 
     taskset -c 0 python benchmarks/training.py toy-paper --against ../before
     taskset -c 0 python benchmarks/training.py fashion-mnist --set penalty_every=4 --against ../before
@@ -10,6 +10,7 @@
 import argparse
 import importlib
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def measure(recipe: str, assignments: list[str], steps: int) -> float:
+def measure(recipe: str, assignments: list[str], steps: int, channels_last: bool) -> float:
     """ms a step: the median over groups of 20 of their means, since with a lazy penalty the steps differ."""
     import numpy as np
     import torch
@@ -43,6 +44,8 @@ def measure(recipe: str, assignments: list[str], steps: int) -> float:
     else:
         data = np.random.default_rng(0).integers(256, size=(1_000, *size, channels), dtype=np.uint8)
     accelerator, state = Accelerator(cpu=True), step_module.make_state(config)
+    if channels_last:
+        state.networks.to(memory_format=torch.channels_last)
     diffusion = Diffusion(make_schedule(config.network))
     times = []
     for step in range(steps + max(steps // 10, 2)):
@@ -61,29 +64,36 @@ def main() -> None:
     parser.add_argument("--against", type=Path)
     parser.add_argument("--against-recipe", help="its name there, where it differs")
     parser.add_argument("--set", action="append", default=[], dest="assignments")
+    parser.add_argument("--channels-last", action="store_true", help="the layout of a GPU, here alone")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(measure(args.recipe, args.assignments, args.steps))
+        ms = measure(args.recipe, args.assignments, args.steps, args.channels_last)
+        print(ms, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
 
-    def run(root: Path, recipe: str, assignments: list[str]) -> float:
-        options = [recipe, "--child", f"--steps={args.steps}", *(f"--set={text}" for text in assignments)]
+    def run(root: Path, recipe: str, *settings: str) -> tuple[float, int]:
+        options = [recipe, "--child", f"--steps={args.steps}", *settings]
         environment = {**os.environ, "PYTHONPATH": str(root.resolve()), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(Path(__file__).resolve()), *options]
-        return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        ms, kib = done.stdout.split()
+        return float(ms), int(kib)
 
+    settings = [f"--set={text}" for text in args.assignments] + ["--channels-last"] * args.channels_last
     here, there = [], []
     for _ in range(args.rounds):
-        here.append(run(ROOT, args.recipe, args.assignments))
+        here.append(run(ROOT, args.recipe, *settings))
         if args.against:
-            there.append(run(args.against, args.against_recipe or args.recipe, []))
-    print(f"{args.recipe} {' '.join(args.assignments)}: {statistics.median(here):.2f} ms a step")
+            there.append(run(args.against, args.against_recipe or args.recipe))
+    ms = statistics.median(ms for ms, _ in here)
+    peak = max(kib for _, kib in here) / 2**20
+    print(f"{args.recipe} {' '.join(args.assignments)}: {ms:.2f} ms a step, peak of resident memory {peak:.2f} GiB")
     if there:
-        ratio = statistics.median(there) / statistics.median(here)
-        print(f"{args.against}: {statistics.median(there):.2f} ms a step; {ratio:.2f} times as long")
+        theirs = statistics.median(ms for ms, _ in there)
+        print(f"{args.against}: {theirs:.2f} ms a step; {theirs / ms:.2f} times as long")
 
 
 if __name__ == "__main__":

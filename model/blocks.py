@@ -1,4 +1,4 @@
-"""Layers shared by the three networks."""
+"""Layers of the networks for images, shared by all three."""
 
 import itertools
 import math
@@ -65,10 +65,35 @@ class AdaptiveNorm(nn.Module):
         return F.group_norm(folded, groups, weight, bias, self.norm.eps).reshape(h.shape)
 
 
-class ResBlock(nn.Module):
-    """Two convolutions beside a skip, halved in variance; starts as the skip alone, up to a bias."""
+class Halve(nn.Module):
+    """Half the side of (B, C, H, W): filtered by (1, 3, 3, 1) both ways, then every second value kept.
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, cond_dim: int) -> None:
+    Its counterpart, the same filter over every value with zeros between, is bilinear interpolation. Both
+    repeat the edges, so that a constant stays one (filter: Karras et al. 2020, StyleGAN2, from Zhang 2019).
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        channels = h.shape[1]
+        padded = F.pad(h, (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, self.kernel.expand(channels, -1, -1, -1), stride=2, groups=channels)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions beside a skip, halved in variance; starts as the skip alone, up to a bias.
+
+    With `resample` both ways change size before they change channels (BigGAN).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, cond_dim: int, resample: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = AdaptiveNorm(in_channels, groups, cond_dim)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
@@ -77,38 +102,81 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.resample = resample or nn.Identity()
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, cond)))
+        h = self.conv1(self.resample(F.silu(self.norm1(x, cond))))
         h = self.conv2(F.silu(self.norm2(h, cond)))
-        out: Tensor = (self.skip(x) + h) / math.sqrt(2)
+        out: Tensor = (self.skip(self.resample(x)) + h) / math.sqrt(2)
         return out
 
 
+class Attention(nn.Module):
+    """Each place of a feature map looks at all others, one head, beside a skip; starts as a `ResBlock` does."""
+
+    def __init__(self, channels: int, groups: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm = AdaptiveNorm(channels, groups, cond_dim)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.norm(x, cond)).flatten(2).chunk(3, 1)  # each (B, C, H·W)
+        # Plain products: the gradient penalty differentiates twice, which the fused kernels of
+        # F.scaled_dot_product_attention cannot; and 256 places are few.
+        weights = ((query / math.sqrt(query.shape[1])).transpose(1, 2) @ key).softmax(2)  # (B, H·W, H·W)
+        h = (value @ weights.transpose(1, 2)).reshape(x.shape)
+        out: Tensor = (x + self.out(h)) / math.sqrt(2)
+        return out
+
+
+def make_level(config: ModelConfig, level: int, count: int, in_channels: int | None = None) -> nn.ModuleList:
+    """`count` residual blocks of the level's width, the first from `in_channels`, and the attention they are due."""
+    width, blocks = config.widths[level], nn.ModuleList()
+    for i in range(count):
+        before = in_channels if in_channels and i == 0 else width
+        blocks.append(ResBlock(before, width, config.norm_groups, config.embed_dim))
+        if config.heights[level] in config.attention:
+            blocks.append(Attention(width, config.norm_groups, config.embed_dim))
+    return blocks
+
+
 class Trunk(nn.Module):
-    """The contracting half: pixels -> features at the coarsest level, and one skip a finer level."""
+    """The contracting half: pixels -> features at the coarsest level, and one skip a finer level.
+
+    With `config.pyramid` each coarser level adds the one before it, halved and convolved once, down from the
+    pixels themselves (the residual input pyramid of NCSN++: Song et al. 2021, from StyleGAN2).
+    """
 
     def __init__(self, config: ModelConfig, in_channels: int, blocks_per_level: int, middle_blocks: int) -> None:
         super().__init__()
-        widths, groups, cond_dim = config.widths, config.norm_groups, config.embed_dim
+        widths, channels = config.widths, in_channels * config.patch_size**2
         self.fold = nn.PixelUnshuffle(config.patch_size)
-        self.stem = nn.Conv2d(in_channels * config.patch_size**2, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
 
-        def stack(width: int, count: int) -> nn.ModuleList:
-            return nn.ModuleList(ResBlock(width, width, groups, cond_dim) for _ in range(count))
+        def down(a: int, b: int) -> nn.Module:
+            if config.resample == "fir":
+                return ResBlock(a, b, config.norm_groups, config.embed_dim, Halve())
+            return nn.Conv2d(a, b, 3, stride=2, padding=1)
 
-        self.levels = nn.ModuleList(stack(width, blocks_per_level) for width in widths[:-1])
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(widths))
-        self.middle = stack(widths[-1], middle_blocks)
+        self.levels = nn.ModuleList(make_level(config, i, blocks_per_level) for i in range(len(widths) - 1))
+        self.downs = nn.ModuleList(down(a, b) for a, b in itertools.pairwise(widths))
+        self.middle = make_level(config, len(widths) - 1, middle_blocks)
+        steps = itertools.pairwise((channels, *widths[1:])) if config.pyramid else ()
+        self.pyramid = nn.ModuleList(nn.Sequential(Halve(), nn.Conv2d(a, b, 3, padding=1)) for a, b in steps)
 
     def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[Tensor]]:
-        h = self.stem(self.fold(x))
+        finer = self.fold(x)
+        h = self.stem(finer)
         skips = []
-        for level, down in zip(self.levels, self.downs, strict=True):
+        for i, (level, down) in enumerate(zip(self.levels, self.downs, strict=True)):
             for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
             skips.append(h)
-            h = down(h)
+            h = down(h, cond) if isinstance(down, ResBlock) else down(h)
+            if self.pyramid:
+                h = finer = (self.pyramid[i](finer) + h) / math.sqrt(2)
         for block in self.middle:
             h = block(h, cond)
         return h, skips
@@ -124,14 +192,16 @@ class UNet(nn.Module):
         super().__init__()
         widths, groups, cond_dim = config.widths, config.norm_groups, config.embed_dim
         self.trunk = Trunk(config, in_channels, config.blocks_per_level, config.middle_blocks)
-        fine_to_coarse = list(itertools.pairwise(widths))
-        self.ups = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in reversed(fine_to_coarse))
+
+        def up(a: int, b: int) -> nn.Module:
+            if config.resample == "fir":
+                return ResBlock(a, b, groups, cond_dim, nn.Upsample(scale_factor=2.0, mode="bilinear"))
+            return nn.Conv2d(a, b, 3, padding=1)
+
+        self.ups = nn.ModuleList(up(a, b) for a, b in itertools.pairwise(reversed(widths)))
         self.levels = nn.ModuleList(
-            nn.ModuleList(
-                ResBlock(2 * width if i == 0 else width, width, groups, cond_dim)
-                for i in range(config.blocks_per_level)
-            )
-            for width in reversed(widths[:-1])
+            make_level(config, i, config.blocks_per_level, in_channels=2 * widths[i])
+            for i in reversed(range(len(widths) - 1))
         )
         self.norm = AdaptiveNorm(widths[0], groups, cond_dim)
         self.head = nn.Conv2d(widths[0], out_channels * config.patch_size**2, 3, padding=1)
@@ -141,47 +211,8 @@ class UNet(nn.Module):
         h, skips = self.trunk(x, cond)
         features = h.mean((2, 3))
         for up, level in zip(self.ups, self.levels, strict=True):
-            h = up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = up(h, cond) if isinstance(up, ResBlock) else up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips.pop()], 1)
             for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
         return self.unfold(self.head(F.silu(self.norm(h, cond)))), features
-
-
-class MLP(nn.Module):
-    """Points (B, in) and transition index k (B,) -> (B, out) and the last hidden layer (B, F).
-
-    A plain MLP learns coarse structure first and fine structure hardly at all (Rahaman et al. 2019,
-    *On the Spectral Bias of Neural Networks*). With `config.frequency` > 1 the first layer begins with
-    weights of random direction and of every scale up to it, and with `sines` it ends in a sine, the
-    later ones in a ReLU.
-
-    A table of one row a transition shifts each hidden layer: T is small and fixed.
-    """
-
-    def __init__(self, config: ModelConfig, in_dim: int, out_dim: int, sines: bool = False) -> None:
-        super().__init__()
-        self.sines = sines
-        sizes = (in_dim, *config.widths)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-        self.shifts = nn.ModuleList(nn.Embedding(config.num_steps, width) for width in config.widths)
-        self.head = nn.Linear(config.widths[-1], out_dim)
-        for shift in self.shifts:
-            nn.init.normal_(cast(nn.Embedding, shift).weight, std=0.1)
-        if config.frequency:
-            _spread(cast(nn.Linear, self.layers[0]), config.frequency)
-
-    def forward(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        h = x
-        for i, (layer, shift) in enumerate(zip(self.layers, self.shifts, strict=True)):
-            activation = F.silu if not self.sines else F.relu if i else torch.sin
-            h = activation(layer(h) + shift(k))
-        return self.head(h), h
-
-
-@torch.no_grad()
-def _spread(layer: nn.Linear, frequency: float, reach: float = 2.0) -> None:
-    """Rows of random direction, length log-uniform in 1..frequency, zero somewhere in the cube [-reach, reach]^in."""
-    direction = F.normalize(torch.randn_like(layer.weight), dim=1)
-    layer.weight.copy_(direction * frequency ** torch.rand(len(direction), 1))
-    layer.bias.copy_(-(layer.weight * torch.empty_like(layer.weight).uniform_(-reach, reach)).sum(1))

@@ -35,13 +35,18 @@ class ModelConfig:
     blocks_per_level: int = 2
     middle_blocks: int = 3
     norm_groups: int = 8
+    attention: tuple[int, ...] = ()  # heights of the feature maps with self-attention after each block
+    resample: str = "strided"  # between levels: convolutions, or "fir": residual blocks that filter by (1, 3, 3, 1)
+    pyramid: bool = False  # each coarser level also gets the image itself, halved
+    mapping_depth: int = 3  # layers between z and the conditioning vector
 
     def __post_init__(self) -> None:
-        for name in ("data_shape", "widths"):  # lists arrive from JSON
+        for name in ("data_shape", "widths", "attention"):  # lists arrive from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.data_shape) not in (1, 3) or min(self.data_shape) < 1:
             raise ConfigError(f"data_shape must be (D,) or (C, H, W), not {self.data_shape}")
-        for name in ("num_steps", "latent_dim", "patch_size", "blocks_per_level", "middle_blocks", "norm_groups"):
+        for name in ("num_steps", "latent_dim", "patch_size", "blocks_per_level", "middle_blocks", "norm_groups",
+                     "mapping_depth"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.beta_min <= self.beta_max or not math.isfinite(self.beta_max):
@@ -59,19 +64,33 @@ class ModelConfig:
             raise ConfigError(f"data_shape and widths hold whole numbers, not {self.data_shape} and {self.widths}")
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"widths must name at least one positive width, not {self.widths}")
+        if self.resample not in ("strided", "fir"):
+            raise ConfigError(f"resample must be strided or fir, not {self.resample!r}")
         if self.is_image:
-            fold = self.patch_size * 2 ** (len(self.widths) - 1)
-            if any(side % fold for side in self.data_shape[1:]):
-                raise ConfigError(
-                    f"image sides {self.data_shape[1:]} must be multiples of {fold}"
-                    f" (patch_size {self.patch_size}, {len(self.widths)} levels)"
-                )
-            if any(width % self.norm_groups for width in self.widths):
-                raise ConfigError(f"widths {self.widths} must be multiples of norm_groups {self.norm_groups}")
+            self._require_a_unet()
+
+    def _require_a_unet(self) -> None:
+        fold = self.patch_size * 2 ** (len(self.widths) - 1)
+        if any(side % fold for side in self.data_shape[1:]):
+            raise ConfigError(
+                f"image sides {self.data_shape[1:]} must be multiples of {fold}"
+                f" (patch_size {self.patch_size}, {len(self.widths)} levels)"
+            )
+        if any(width % self.norm_groups for width in self.widths):
+            raise ConfigError(f"widths {self.widths} must be multiples of norm_groups {self.norm_groups}")
+        if not set(self.attention) <= set(self.heights):
+            raise ConfigError(f"attention must name heights of feature maps, of {self.heights}, not {self.attention}")
+        if self.pyramid and len(self.widths) == 1:
+            raise ConfigError("pyramid needs a coarser level: give widths at least two, or leave it out")
 
     @property
     def is_image(self) -> bool:
         return len(self.data_shape) == 3
+
+    @property
+    def heights(self) -> tuple[int, ...]:
+        """Height of the feature maps at each level of the U-Net."""
+        return tuple(self.data_shape[1] // (self.patch_size * 2**level) for level in range(len(self.widths)))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

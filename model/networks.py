@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.blocks import MLP, LatentMapping, StepEmbedding, Trunk, UNet
+from model.blocks import LatentMapping, StepEmbedding, Trunk, UNet
 from model.config import ModelConfig
+from model.mlp import MLP
 
 
 class Generator(nn.Module):
@@ -23,7 +24,7 @@ class Generator(nn.Module):
         self.backbone: nn.Module
         if config.is_image:
             self.embed = StepEmbedding(config.num_steps, config.embed_dim)
-            self.mapping = LatentMapping(config.latent_dim, config.embed_dim)
+            self.mapping = LatentMapping(config.latent_dim, config.embed_dim, config.mapping_depth)
             self.backbone = UNet(config, channels, channels)
         else:
             self.backbone = MLP(config, channels + config.latent_dim, channels, sines=config.frequency > 0)

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.files import write_file, write_folder
 from training.config import TrainConfig
@@ -73,7 +74,7 @@ def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
     """
     try:
         saved = json.loads((folder / "state.json").read_text())
-        if saved["network"] != json.loads(json.dumps(config.network.to_dict())):
+        if ModelConfig.from_dict(saved["network"]) != config.network:  # fields newer than it have their defaults
             raise CheckpointError(f"{folder}: its networks are not those of config.json")
         for name, module in _modules(state).items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))

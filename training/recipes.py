@@ -43,6 +43,48 @@ def fashion_mnist() -> TrainConfig:
     return TrainConfig(recipe="fashion-mnist", network=network, data="", steps=4_000)
 
 
+def cifar10() -> TrainConfig:
+    """CIFAR-10's 50,000 training images at the paper's size, for four GPUs of 32 GB (docs/training.md)."""
+    return _paper("cifar10", size=32, images=50_000, epochs=1_300, batch_size=64, lr=1e-4, gamma=0.02, ema_decay=0.9999,
+                  widths=(128, 256, 256, 256), norm_groups=32)  # fmt: skip
+
+
+def celeba64() -> TrainConfig:
+    """CelebA's 162,770 training images, 64x64, at the paper's size, for four GPUs of 24 GB (docs/training.md)."""
+    return _paper("celeba64", size=64, images=162_770, epochs=600, batch_size=32, lr=5e-5, gamma=0.002, ema_decay=0.999,
+                  widths=(64, 64, 128, 128, 256), norm_groups=16)  # fmt: skip
+
+
+def lsun_church128() -> TrainConfig:
+    """LSUN church outdoor's 126,227 training images, 128x128, at the paper's size, for four GPUs of 40 GB.
+
+    No input pyramid at this size (docs/training.md).
+    """
+    return _paper("lsun_church128", size=128, images=126_227, epochs=500, batch_size=12, lr=5e-5, gamma=0.005,
+                  ema_decay=0.999, widths=(64, 128, 128, 256, 256), norm_groups=16, pyramid=False)  # fmt: skip
+
+
+def _paper(
+    recipe: str, *, size: int, images: int, epochs: int, batch_size: int, lr: float, gamma: float, ema_decay: float,
+    widths: tuple[int, ...], norm_groups: int, pyramid: bool = True,
+) -> TrainConfig:  # fmt: skip
+    """The paper's settings and its kind of U-Net (NCSN++ with the latent of DDGAN) on this backbone.
+
+    Args:
+        images: the size of the data set, of which a fifth is held out. An epoch is as many whole batches of
+            four processes as the rest holds; with other data or processes give the steps yourself.
+        norm_groups: at least four channels a group.
+    """
+    # The coarsest level has two blocks on the way down, two on the way up, and two between.
+    network = ModelConfig(data_shape=(3, size, size), latent_dim=100, widths=widths, embed_dim=256, patch_size=1,
+                          blocks_per_level=2, middle_blocks=6, norm_groups=norm_groups, attention=(16,),
+                          resample="fir", pyramid=pyramid, mapping_depth=4)  # fmt: skip
+    steps = epochs * ((images - images // 5) // (4 * batch_size))
+    return TrainConfig(recipe=recipe, network=network, data="", steps=steps, batch_size=batch_size, lr_generator=lr,
+                       lr_energy=lr, gradient_penalty="conditional", gamma=gamma, ema_decay=ema_decay,
+                       log_every=100, sample_every=5_000, checkpoint_every=1_000)  # fmt: skip
+
+
 def images(form: Contract) -> TrainConfig:
     """Anybody's images, grey or colour, 16 to 128 pixels a side: 4,000 steps are an hour or a few of two cores.
 
@@ -74,6 +116,9 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "toy": toy,
     "toy-paper": toy_paper,
     "fashion-mnist": fashion_mnist,
+    "cifar10": cifar10,
+    "celeba64": celeba64,
+    "lsun_church128": lsun_church128,
 }
 IMAGES = "images"  # the one that needs to see the data first
 

@@ -1,13 +1,16 @@
 """Layers: how they start, and what they are blind to."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from model.blocks import MLP, AdaptiveNorm, LatentMapping, ResBlock, StepEmbedding, Trunk, UNet
+from model.blocks import AdaptiveNorm, Attention, Halve, LatentMapping, ResBlock, StepEmbedding, Trunk, UNet
 from model.config import ModelConfig
+from model.mlp import MLP
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16), embed_dim=8, widths=(8, 12), blocks_per_level=1, middle_blocks=1,
                      norm_groups=4)  # fmt: skip
@@ -50,6 +53,82 @@ def test_residual_block_starts_as_its_skip_up_to_a_bias(out_channels: int) -> No
     x, cond = torch.randn(2, 8, 4, 4), torch.randn(2, 3)
     residue = block(x, cond) * math.sqrt(2) - block.skip(x)
     torch.testing.assert_close(residue, block.conv2.bias[:, None, None].expand_as(residue), atol=1e-5, rtol=0)
+
+
+def test_halving_is_the_filter_1_3_3_1_both_ways_with_the_edges_repeated() -> None:
+    h = torch.randn(2, 3, 6, 4)
+    padded = F.pad(h, (1, 1, 1, 1), mode="replicate")
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    expected = torch.zeros(2, 3, 3, 2)
+    for i in range(3):
+        for j in range(2):
+            window = padded[:, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
+            expected[:, :, i, j] = (window * taps[:, None] * taps).sum((2, 3))
+    torch.testing.assert_close(Halve()(h), expected)
+
+
+def test_bilinear_doubling_is_the_same_filter_between_zeros() -> None:
+    h = torch.randn(2, 1, 5, 7)
+    spread = torch.zeros(2, 1, 10, 14)
+    spread[:, :, ::2, ::2] = h
+    kernel = 4 * Halve().kernel  # a quarter of the values are not zeros
+    filtered = F.conv2d(F.pad(spread, (2, 1, 2, 1)), kernel)
+    doubled = F.interpolate(h, scale_factor=2.0, mode="bilinear")
+    torch.testing.assert_close(doubled[:, :, 1:-1, 1:-1], filtered[:, :, 1:-1, 1:-1])
+
+
+@pytest.mark.parametrize(("resample", "side"), [(Halve(), 4), (nn.Upsample(scale_factor=2.0, mode="bilinear"), 16)])
+def test_a_resampling_block_starts_as_its_resampled_skip(resample: nn.Module, side: int) -> None:
+    block, x = ResBlock(8, 12, 4, 3, resample), torch.randn(2, 8, 8, 8)
+    out = block(x, torch.randn(2, 3))
+    assert out.shape == (2, 12, side, side)
+    residue = out * math.sqrt(2) - block.skip(resample(x))
+    torch.testing.assert_close(residue, block.conv2.bias[:, None, None].expand_as(residue), atol=1e-5, rtol=0)
+
+
+def test_attention_is_scaled_dot_product_attention_beside_a_skip() -> None:
+    attention, x, cond = Attention(8, 4, 3), torch.randn(2, 8, 4, 6), torch.randn(2, 3)
+    residue = attention(x, cond) * math.sqrt(2) - x
+    torch.testing.assert_close(residue, attention.out.bias[:, None, None].expand_as(x), atol=1e-5, rtol=0)
+    nn.init.normal_(attention.out.weight)
+    query, key, value = attention.qkv(attention.norm(x, cond)).flatten(2).transpose(1, 2).chunk(3, 2)
+    h = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(attention(x, cond), (x + attention.out(h)) / math.sqrt(2))
+
+
+def test_gradients_pass_twice_through_attention_and_resampling() -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, patch_size=1, data_shape=(1, 4, 4), widths=(4, 4), attention=(4, 2),
+                                 resample="fir", pyramid=True)  # fmt: skip
+    unet = UNet(config, 1, 1).double()
+    for parameter in unet.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, cond = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((1, 1, 4, 4), (1, 8)))
+    assert torch.autograd.gradgradcheck(lambda x, cond: unet(x, cond)[0], (x, cond))
+
+
+def test_attention_stands_behind_each_block_at_its_heights_alone() -> None:
+    config = dataclasses.replace(CONFIG, data_shape=(1, 32, 16), widths=(8, 8, 8), attention=(8, 4), blocks_per_level=2)
+    assert config.heights == (16, 8, 4)
+    unet = UNet(config, 1, 1)
+    levels = [*unet.trunk.levels, unet.trunk.middle, *unet.levels]
+    kinds = [[type(block).__name__[0] for block in level] for level in levels]
+    plain, attending = list("RR"), list("RARA")
+    assert kinds == [plain, attending, list("RA"), attending, plain]
+
+
+def test_a_pyramid_carries_the_image_to_each_coarser_level() -> None:
+    trunk = Trunk(dataclasses.replace(CONFIG, widths=(8, 8, 8), pyramid=True), 1, 1, 1)
+    x, cond = torch.randn(2, 1, 16, 16), torch.randn(2, 8)
+    for down in trunk.downs:
+        nn.init.zeros_(down.weight)
+        nn.init.zeros_(down.bias)
+    first = trunk.pyramid[0](trunk.fold(x)) / math.sqrt(2)
+    second = trunk.pyramid[1](first) / math.sqrt(2)
+    (middle,) = trunk.middle
+    h, skips = trunk(x, cond)
+    torch.testing.assert_close(h, middle(second, cond))
+    torch.testing.assert_close(skips[1], trunk.levels[1][0](first, cond))
 
 
 def test_trunk_halves_the_side_at_each_level_and_keeps_one_skip_a_finer_level() -> None:

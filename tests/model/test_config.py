@@ -37,6 +37,11 @@ BAD = [
     ({"frequency": math.inf}, "frequency"),
     ({"energy_curvature": -1.0}, "energy_curvature"),
     ({"embed_dim": 33}, "embed_dim"),
+    ({"mapping_depth": 0}, "mapping_depth"),
+    ({"resample": "bicubic"}, "resample must be strided or fir"),
+    ({"attention": (32,)}, r"attention must name heights of feature maps, of \(16, 8\), not \(32,\)"),
+    ({"attention": (8, 4)}, "attention"),
+    ({"pyramid": True, "widths": (32,)}, "pyramid needs a coarser level"),
     ({"widths": ()}, "widths"),
     ({"widths": (32, -8)}, "widths"),
     ({"widths": (32, 60)}, "norm_groups"),
@@ -51,7 +56,7 @@ def test_a_value_without_meaning_is_refused_by_name(change: dict[str, Any], mess
         dataclasses.replace(IMAGE, **change)
 
 
-@pytest.mark.parametrize("config", [IMAGE, POINTS])
+@pytest.mark.parametrize("config", [IMAGE, POINTS, dataclasses.replace(IMAGE, attention=(16,))])
 def test_json_round_trip(config: ModelConfig) -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -62,7 +67,11 @@ def test_shape_decides_between_images_and_points() -> None:
 
 
 def test_points_are_free_of_the_unets_constraints() -> None:
-    assert ModelConfig(data_shape=(3,), widths=(7,)).widths == (7,)
+    assert ModelConfig(data_shape=(3,), widths=(7,), attention=(16,), pyramid=True).widths == (7,)
+
+
+def test_heights_are_those_of_the_levels() -> None:
+    assert dataclasses.replace(IMAGE, data_shape=(1, 48, 16), widths=(8, 8, 8)).heights == (24, 12, 6)
 
 
 @pytest.mark.parametrize(

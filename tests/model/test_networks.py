@@ -11,9 +11,12 @@ from model.networks import Networks
 
 IMAGES = ModelConfig(data_shape=(3, 16, 8), latent_dim=6, embed_dim=16, widths=(8, 16), blocks_per_level=1,
                      middle_blocks=1, norm_groups=4)  # fmt: skip
+PAPER = dataclasses.replace(IMAGES, patch_size=1, attention=(8,), resample="fir", pyramid=True, mapping_depth=4)
 POINTS = ModelConfig(data_shape=(2,), latent_dim=6, embed_dim=16, widths=(20, 12))
 FINE = dataclasses.replace(POINTS, frequency=20.0, energy_curvature=10.0)
-BOTH = pytest.mark.parametrize("config", [IMAGES, POINTS, FINE], ids=["images", "points", "fine points"])
+BOTH = pytest.mark.parametrize(
+    "config", [IMAGES, PAPER, POINTS, FINE], ids=["images", "paper's images", "points", "fine points"]
+)
 
 
 def perturbed(config: ModelConfig) -> Networks:
@@ -119,7 +122,8 @@ def test_a_sample_depends_on_nothing_else_in_its_batch(config: ModelConfig) -> N
         torch.testing.assert_close(networks.encoder(x_t[one], x_tp1[one], k[one])[0], whole[2][one])
 
 
-def test_state_dict_carries_learned_values_alone() -> None:
-    """The sinusoid table is recomputed, so a checkpoint cannot disagree with the code about it."""
-    networks = Networks(IMAGES)
+@pytest.mark.parametrize("config", [IMAGES, PAPER], ids=["images", "paper's images"])
+def test_state_dict_carries_learned_values_alone(config: ModelConfig) -> None:
+    """Sinusoids and filters are recomputed, so a checkpoint cannot disagree with the code about them."""
+    networks = Networks(config)
     assert set(networks.state_dict()) == {name for name, _ in networks.named_parameters()}

@@ -116,6 +116,14 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         load(folder, make_state(other), other)
 
 
+def test_a_checkpoint_from_before_a_field_existed_has_its_default(tmp_path: Path) -> None:
+    file = save(tmp_path, make_state(CONFIG), CONFIG) / "state.json"
+    saved = json.loads(file.read_text())
+    del saved["network"]["attention"]
+    file.write_text(json.dumps(saved))
+    resume(tmp_path, make_state(CONFIG), CONFIG)
+
+
 def test_config_round_trip(tmp_path: Path) -> None:
     config = CONFIG.override({"network.widths": "8,8", "gamma": "0.5"})
     write_config(tmp_path / "run", config)

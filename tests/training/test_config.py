@@ -62,7 +62,9 @@ def test_override_parses_by_the_type_of_the_field(name: str, text: str, value: A
 
 
 def test_override_reaches_the_network_and_leaves_the_original() -> None:
-    changed = DEBUG.override({"network.widths": "16,32,16", "network.num_steps": "2", "seed": "5"})
+    changed = DEBUG.override({"network.widths": "16,32,16", "network.num_steps": "2", "seed": "5",
+                              "network.attention": "4", "network.pyramid": "true"})  # fmt: skip
+    assert (changed.network.attention, changed.network.pyramid) == ((4,), True)
     assert (changed.network.widths, changed.network.num_steps, changed.seed) == ((16, 32, 16), 2, 5)
     assert (DEBUG.network.widths, DEBUG.seed) == ((8, 16), 0)
 

@@ -22,6 +22,7 @@ from training.export import (
     MAX_PARITY_ERROR,
     export,
     load_run,
+    make_files,
     make_graphs,
     parity,
     relative_error,
@@ -42,6 +43,26 @@ def test_graphs_compute_what_the_networks_do_at_any_batch_size(
     config, state = load_run(debug_run)
     graph = make_graphs(config.network, state.generator_ema, state.energy_net_ema, batch)[name]
     assert parity(graph, make_session((debug_bundle / name).read_bytes())) < MAX_PARITY_ERROR / 10
+
+
+def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -> None:
+    layers = {"network.attention": "8", "network.resample": "fir", "network.pyramid": "true"}
+    config = make_config("debug").override({**layers, "network.num_steps": "1"})  # a step repeats the same layers
+    state = make_state(config)
+    nets = state.generator_ema, state.energy_net_ema
+    torch.manual_seed(0)
+    for parameter in [p for net in nets for p in net.parameters()]:  # what starts at zero hides what is before it
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    files, errors = make_files(config, state)
+    assert max(errors.values()) < MAX_PARITY_ERROR / 10
+    for name, graph in make_graphs(config.network, *nets, batch=4).items():
+        session, outputs = make_session(files[name]), list(graph.outputs)
+        feeds = {key: value.numpy() for key, value in zip(graph.inputs, graph.example, strict=True)}
+        whole = session.run(outputs, feeds)
+        for i in range(4):
+            alone = session.run(outputs, {key: value[i : i + 1] for key, value in feeds.items()})
+            for a, b in zip(alone, whole, strict=True):
+                np.testing.assert_array_equal(a[0], b[i], err_msg=f"{name}, row {i}")
 
 
 @pytest.mark.parametrize("name", GRAPHS)
