@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,7 @@ from model.files import write_file, write_stream, write_zip
 from model.formats import Entry
 from model.images import Decoded, encode_png, make_grid
 from model.noise import seeds_at
+from model.progress import Tick
 from model.readers import decode_entry, entries
 from model.runtime import BundleRuntime
 
@@ -24,7 +25,9 @@ BATCH = 64
 MAX_GRID = 4096  # images of one PNG, which is made in memory
 _MANIFEST = "samples.json"
 
-Tick = Callable[[int], None]  # told how many images were done since the last time
+
+def _say_nothing(images: int, found: bool = False) -> None:
+    pass
 
 
 def sample_name(index: int, seed: int) -> str:
@@ -32,7 +35,7 @@ def sample_name(index: int, seed: int) -> str:
     return f"{index:08d}-{seed}.png"
 
 
-def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick = lambda count: None) -> None:
+def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick = _say_nothing) -> None:
     """The first n images of `seed` as a .png grid, .npy, .zip of PNGs, or folder of PNGs.
 
     All but the grid go on where an interrupted call with the same bundle and seed stopped, to the same bytes.
@@ -77,7 +80,7 @@ def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: 
     spool_path.touch()
     with spool_path.open("r+b") as spool:
         done = min(os.fstat(spool.fileno()).st_size // size, n)
-        tick(done)
+        tick(done, found=True)
         for batch, pixels in _batches(runtime, seed, range(done, n), tick):
             spool.seek(batch[0] * size)
             spool.write(pixels.tobytes())
@@ -132,7 +135,7 @@ def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick
     def missing() -> Iterator[int]:
         for index in range(n):
             if path_of(index).exists():
-                tick(1)
+                tick(1, found=True)
             else:
                 yield index
 
@@ -154,7 +157,7 @@ class Scored:
     error: str | None = None
 
 
-def score_paths(runtime: BundleRuntime, paths: Iterable[str], tick: Tick = lambda count: None) -> Iterator[Scored]:
+def score_paths(runtime: BundleRuntime, paths: Iterable[str], tick: Tick = _say_nothing) -> Iterator[Scored]:
     """Scores of all images of all `paths`, in order.
 
     Raises:

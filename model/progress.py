@@ -2,16 +2,23 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 EVERY = 10.0  # seconds between plain lines
 
 
+class Tick(Protocol):
+    def __call__(self, images: int, found: bool = False) -> None:
+        """So many more images are done; `found`: by an earlier call that was interrupted, so not at this rate."""
+
+
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int | None = None) -> Iterator[Tick]:
     """To be told of images done: a bar where stderr is a terminal, else a line every ten seconds."""
     if sys.stderr.isatty():
+        # Here, since the service needs none of it.
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -25,18 +32,23 @@ def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], No
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(what, total=total)
-            yield lambda images: bar.advance(task, images)
-        return
-    done, began = 0, time.monotonic()
-    said = began
 
-    def tick(images: int) -> None:
-        nonlocal done, said
+            def advance(images: int, found: bool = False) -> None:
+                bar.advance(task, images)
+
+            yield advance
+        return
+    done = fresh = 0
+    began = said = time.monotonic()
+
+    def tick(images: int, found: bool = False) -> None:
+        nonlocal done, fresh, said
         done += images
+        fresh += 0 if found else images
         now = time.monotonic()
         if now - said >= EVERY:
             said = now
             of = f" of {total:,}" if total else ""
-            print(f"{what}: {done:,}{of} images, {done / (now - began):,.0f}/s", file=sys.stderr)
+            print(f"{what}: {done:,}{of} images, {fresh / (now - began):,.0f}/s", file=sys.stderr)
 
     yield tick

@@ -1,5 +1,8 @@
 """Long work says how far it has come: a line now and then where stderr is no terminal."""
 
+import io
+import sys
+
 import pytest
 
 from model import progress
@@ -9,13 +12,14 @@ def test_lines_hold_the_count_and_the_rate(monkeypatch: pytest.MonkeyPatch, caps
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     with progress.progress("sample", 10_000) as tick:
+        tick(4000, found=True)
         tick(500)
         clock[0] = 10.0
         tick(500)
         tick(500)
         clock[0] = 20.0
         tick(1500)
-    lines = ["sample: 1,000 of 10,000 images, 100/s", "sample: 3,000 of 10,000 images, 150/s"]
+    lines = ["sample: 5,000 of 10,000 images, 100/s", "sample: 7,000 of 10,000 images, 150/s"]
     assert capsys.readouterr() == ("", "\n".join(lines) + "\n")
 
 
@@ -26,3 +30,14 @@ def test_without_a_total_there_is_none_in_the_line(
     with progress.progress("score") as tick:
         tick(7)
     assert capsys.readouterr().err.startswith("score: 7 images, ")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.progress("sample", 20) as tick:
+        tick(5, found=True)
+        tick(15)
+    assert "sample" in terminal.getvalue()
+    assert "20/20" in terminal.getvalue()
