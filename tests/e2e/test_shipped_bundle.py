@@ -10,6 +10,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from model.bundle import Bundle, find_bundle, load_bundle
+from model.heatmap import heat
 from model.images import make_grid
 from model.noise import image_seeds
 from model.readers import read_images
@@ -59,6 +60,31 @@ def test_what_it_makes_looks_normal_to_it(runtime: BundleRuntime) -> None:
     made = runtime.score(runtime.sample(image_seeds(5, 64))).ood_score
     digits = runtime.score(read_images(FIXTURES / "mnist-test-512.npz", runtime.bundle.contract)).ood_score
     assert np.median(made) < np.median(digits)
+
+
+def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: BundleRuntime) -> None:
+    clothes, digits = (
+        read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)[:100]
+        for name in ("fashion-mnist", "mnist")
+    )
+    side = 13
+    places = np.random.default_rng(1).integers(0, 28 - side + 1, (100, 2))
+    inside = np.zeros((100, 28, 28), dtype=bool)
+    mixed = clothes.copy()
+    for i, (top, left) in enumerate(places):
+        square = np.s_[top : top + side, left : left + side]
+        inside[i][square] = True
+        mixed[i, ..., 0][square] = Image.fromarray(digits[i, 4:24, 4:24, 0]).resize((side, side))
+    hotter = [
+        maps[mask].mean() > maps[~mask].mean()
+        for maps, mask in zip(map(heat, runtime.explain(mixed).energy_map), inside, strict=True)
+    ]
+    plain = [
+        maps[mask].mean() > maps[~mask].mean()
+        for maps, mask in zip(map(heat, runtime.explain(clothes).energy_map), inside, strict=True)
+    ]
+    assert np.mean(hotter) > 0.85
+    assert np.mean(plain) < 0.75  # the same squares before
 
 
 def test_the_service_takes_clothes_and_refuses_a_digit() -> None:
