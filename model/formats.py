@@ -7,6 +7,7 @@ of `BROKEN`, and `model.readers.entries` adds its name.
 import gzip
 import math
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -28,6 +29,13 @@ MAX_FILE_BYTES = 256 * 2**20  # of one image file: an archive's member may claim
 # What a broken file makes the libraries raise.
 BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, zstandard.ZstdError,
            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
+
+
+# What numpy.save writes. numpy's own reader evaluates the header as Python, which a hostile one turns against it.
+_NPY_HEADER = re.compile(
+    r"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,15}, ?)*(?:\d{1,15})?)\),? ?\}\s*"
+)
+_MAX_NPY_HEADER = 1024
 
 
 class Entry(NamedTuple):
@@ -126,15 +134,18 @@ def npy_shape(handle: IO[bytes]) -> tuple[int, int, int, int]:
     Raises:
         DataError: no .npy of uint8 images; pickled objects are never loaded.
     """
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        shape, fortran, dtype = read_header[np.lib.format.read_magic(handle)](handle)
-    except (KeyError, *BROKEN) as error:
-        raise DataError(f"not a readable .npy array ({error})") from error
-    if dtype != np.uint8:
-        raise DataError(f"dtype {dtype}; images must be uint8")
-    if fortran:
+    head = handle.read(8)
+    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4, b"\x93NUMPY\x03\x00": 4}.get(head, 0)
+    length = min(int.from_bytes(handle.read(width), "little"), _MAX_NPY_HEADER)
+    header = _NPY_HEADER.fullmatch(handle.read(length).decode("latin-1"))
+    if not width or not header:
+        raise DataError("not a readable .npy array of numbers")
+    descr, fortran, dimensions = header.groups()
+    if descr not in ("|u1", "u1", "<u1", ">u1"):
+        raise DataError(f"dtype {descr}; images must be uint8")
+    if fortran == "True":
         raise DataError("the array is in Fortran order; save numpy.ascontiguousarray of it")
+    shape = tuple(map(int, re.findall(r"\d+", dimensions)))
     n, h, w, c = (*shape, 1) if len(shape) == 3 else shape if len(shape) == 4 else (0, 0, 0, 0)
     if c not in (1, 3) or 0 in (n, h, w):
         raise DataError(f"shape {shape}; need (n, h, w) or (n, h, w, 1 or 3)")

@@ -108,9 +108,9 @@ IDX, GZ = idx_bytes(images()), gzip.compress(idx_bytes(images()))
 MALFORMED = [
     ("missing.npy", None, "no such file or folder"),
     ("notes.txt", raw(b"text"), "not a folder"),
-    ("object.npy", npy(np.array([{}, {}], dtype=object), pickle=True), "dtype object; images must be uint8"),
-    ("float.npy", npy(np.zeros((3, 4, 5, 1))), "dtype float64; images must be uint8"),
-    ("int16.npy", npy(np.zeros((3, 4, 5), np.int16)), "dtype int16"),
+    ("object.npy", npy(np.array([{}, {}], dtype=object), pickle=True), r"dtype \|O; images must be uint8"),
+    ("float.npy", npy(np.zeros((3, 4, 5, 1))), "dtype <f8; images must be uint8"),
+    ("int16.npy", npy(np.zeros((3, 4, 5), np.int16)), "dtype <i2"),
     ("flat.npy", npy(np.zeros((3, 20), np.uint8)), r"shape \(3, 20\)"),
     ("four.npy", npy(np.zeros((3, 4, 5, 4), np.uint8)), r"shape \(3, 4, 5, 4\)"),
     ("five.npy", npy(np.zeros((1, 3, 4, 5, 1), np.uint8)), "shape"),
@@ -293,6 +293,40 @@ def test_an_array_in_fortran_order_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.asfortranarray(images()))
     with pytest.raises(DataError, match="Fortran order"):
         read(tmp_path / "a.npy")
+
+
+NPY_HEADS = [
+    b"{'descr': (",
+    b"{'descr': '''abc",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4, 5), }",
+    b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': 0, 'shape': (1, 4, 5), }",
+    b"{'descr': '|u1', 'shape': (1, 4, 5), }",
+    b"\0" * 100,
+    b"(" * 1000,
+    b"__import__('os').abort()",
+    b"",
+]
+
+
+@pytest.mark.parametrize("head", NPY_HEADS, ids=range(len(NPY_HEADS)))
+@pytest.mark.parametrize("version", [1, 2, 3, 9])
+def test_a_hostile_npy_header_is_a_data_error(head: bytes, version: int) -> None:
+    length = struct.pack("<H" if version == 1 else "<I", len(head) + 1)
+    with pytest.raises(DataError, match=r"not a readable \.npy array"):
+        formats.npy_shape(io.BytesIO(b"\x93NUMPY" + bytes([version, 0]) + length + head + b"\n" + bytes(20)))
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (1, 1, 1, 1)])
+def test_every_version_of_npy_is_read(version: tuple[int, int], shape: tuple[int, ...]) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.zeros(shape, np.uint8), version=version)
+    buffer.seek(0)
+    assert formats.npy_shape(buffer) == (*shape, 1)[:4]
+    assert len(buffer.read()) == np.prod(shape)
 
 
 def test_a_header_that_claims_more_than_memory_allocates_nothing(tmp_path: Path) -> None:
