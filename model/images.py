@@ -21,6 +21,7 @@ Image.MAX_IMAGE_PIXELS = None
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 16_000_000
 MAX_SIDE = 16_384  # resizing a very long, thin image costs far more than its pixels tell
+MAX_SCANS = 100  # of a JPEG: each is decoded over all of its pixels, and takes a few bytes
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF tags
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
@@ -66,6 +67,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
         raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
     _check_size(image.width, image.height, max_pixels)
+    if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageFormatError(f"the image has over {MAX_SCANS} scans")
     if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image, and are decoded whole
         width, height = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_HEIGHT, 1)
         if not (isinstance(width, int) and isinstance(height, int)):

@@ -88,7 +88,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
     if any(error["type"] == "json_invalid" for error in errors):
         return Problem(400, "malformed-json", "the request body is not valid JSON")
     fields = [
-        {"field": ".".join(str(part) for part in error["loc"][1:]) or "body", "message": error["msg"]}
+        {"field": ".".join(str(part)[:100] for part in error["loc"][1:]) or "body", "message": error["msg"]}
         for error in errors[:20]
     ]
     detail = "; ".join(f"{field['field']}: {field['message']}" for field in fields)

@@ -21,8 +21,10 @@ def choose_media_type(accept: str, offered: Sequence[str]) -> str:
     """The best of `offered` by the Accept header, RFC 9110 section 12.5.1; the first of those as welcome.
 
     Raises:
-        Problem: 406, none is acceptable.
+        Problem: 406, none is acceptable; 400, the header is longer than any client's.
     """
+    if len(accept) > 4096:
+        raise Problem(400, "bad-accept", "the Accept header is over 4096 characters")
     best = max(offered, key=lambda media_type: _quality(accept or "*/*", media_type))
     if not _quality(accept or "*/*", best):
         raise Problem(406, "not-acceptable", f"Accept must allow one of {', '.join(offered)}")

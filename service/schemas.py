@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.noise import MAX_SEED
 
 MAX_SAMPLES = 1024
-MAX_CANDIDATES = 4096  # n·best_of: what the default queue can hold
+MAX_CANDIDATES = 2048  # n·best_of: half of the default queue, a quarter of a minute of two cores
 
 
 class SampleRequest(BaseModel):

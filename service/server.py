@@ -21,6 +21,10 @@ _OUR_LOGGER = {"handlers": ["default"], "level": "INFO", "propagate": False}
 class Server(uvicorn.Server):
     """Plain uvicorn raises the signal again once it has stopped, and so exits with 143."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._reloads: set[asyncio.Future[None]] = set()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
@@ -41,7 +45,9 @@ class Server(uvicorn.Server):
     def on_hangup(self) -> None:
         service = self._service()
         if service and not service.draining:
-            self.reload = asyncio.ensure_future(service.reload())  # held, or it could be collected half-way
+            task = asyncio.ensure_future(service.reload())
+            self._reloads.add(task)  # or it could be collected half-way
+            task.add_done_callback(self._reloads.discard)
 
     def on_signal(self, sig: int, frame: FrameType | None) -> None:
         if service := self._service():

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
@@ -31,10 +32,18 @@ class Service:
     load: Callable[[Engines], Engines]  # those that the settings name, warm; takes the loaded ones over if unchanged
     draining: bool = False
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reload_waits: bool = False
 
     async def reload(self) -> None:
-        """Load the bundles again, and serve them once all are warm; if one cannot be, the old ones stay."""
+        """Load the bundles again, and serve them once all are warm; if one cannot be, the old ones stay.
+
+        One runs at a time and one may wait: those asked for meanwhile would find what that one finds.
+        """
+        if self.reload_waits:
+            return
+        self.reload_waits = True
         async with self.reloading:
+            self.reload_waits = False
             try:
                 engines = await asyncio.to_thread(self.load, self.engines)
             except Exception as error:  # whatever is wrong with the new ones, the old ones are not
@@ -75,7 +84,7 @@ class Service:
     async def run(self, request: Request, operation: Operation, rows: NDArray[Any]) -> Arrays:
         """Run `rows` on the inference thread, unless the client leaves or its deadline passes first.
 
-        A request may run several operations one after the other, under the one deadline that the first began.
+        A request may run several operations one after the other, under one deadline.
 
         Raises:
             Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
@@ -83,7 +92,7 @@ class Service:
         limit = self.settings.max_queue_images
         if len(rows) > limit:
             raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
-        allowed, end = self._deadline(request)
+        deadline = self.deadline(request)
         try:
             job = self.batcher.submit(operation, rows)
         except QueueFullError as error:
@@ -95,16 +104,13 @@ class Service:
         gone = asyncio.ensure_future(_disconnect(request))
         try:
             waiting: set[asyncio.Future[Any]] = {job.future, gone}
-            left = max(0.0, end - asyncio.get_running_loop().time())
-            await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
             if job.future.done():
                 arrays = job.future.result()
             elif gone.done():
                 raise Problem(CLIENT_GONE, "client-gone", "the client left")
             else:
-                raise Problem(
-                    504, "deadline", f"not done within {allowed:g} s; ask for less, or try when it is quieter"
-                )
+                raise deadline.problem()
         except BatcherStoppedError as error:
             raise Problem(503, "not-ready", self.fault() or "stopping") from error
         finally:
@@ -115,13 +121,11 @@ class Service:
         timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
         return arrays
 
-    def _deadline(self, request: Request) -> tuple[float, float]:
-        """Seconds that the request may take, and the loop's time at which they end."""
+    def deadline(self, request: Request) -> "Deadline":
+        """That of the request, which begins when it is first asked for. Raises Problem 400: a bad header."""
         if not hasattr(request.state, "deadline"):
-            allowed = self._allowed_seconds(request)
-            request.state.deadline = allowed, asyncio.get_running_loop().time() + allowed
-        deadline: tuple[float, float] = request.state.deadline
-        return deadline
+            request.state.deadline = Deadline(self._allowed_seconds(request))
+        return cast(Deadline, request.state.deadline)
 
     def _allowed_seconds(self, request: Request) -> float:
         limit = self.settings.deadline_seconds
@@ -135,6 +139,25 @@ class Service:
         if not wanted > 0:
             raise Problem(400, "bad-timeout", "X-Request-Timeout must be a positive number of seconds")
         return min(wanted, limit)
+
+
+@dataclass
+class Deadline:
+    """Of one request."""
+
+    allowed: float  # seconds
+    began: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        return max(0.0, self.began + self.allowed - time.monotonic())
+
+    def check(self) -> None:
+        """Raises Problem 504 once it has passed."""
+        if not self.left():
+            raise self.problem()
+
+    def problem(self) -> Problem:
+        return Problem(504, "deadline", f"not done within {self.allowed:g} s; ask for less, or try when it is quieter")
 
 
 async def _disconnect(request: Request) -> None:

@@ -73,12 +73,15 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
 async def get_sample(
     request: Request,
     service: Shared,
-    seed: Annotated[int, Path(ge=0, le=MAX_SEED)],
+    # A text, since as a number one image would have many addresses: 5, 05, 5.0.
+    seed: Annotated[str, Path(pattern=r"^(0|[1-9]\d{0,15})$", description=f"0 to {MAX_SEED}")],
     digest: Annotated[str | None, Query(description="of the bundle: 404 for another one; lets caches keep it")] = None,
     model: Annotated[str | None, Query(description="name of a loaded model; absent: the first")] = None,
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The image of a seed: a pure function of the bundle and the seed, so that caches may keep it."""
+    if int(seed) > MAX_SEED:
+        raise Problem(422, "invalid-request", f"seed: must lie in 0..{MAX_SEED}")
     engine = service.engine(model)
     if digest is not None and digest != engine.digest:
         detail = f"{engine.name} is loaded with digest {engine.digest}, not the one asked for"
@@ -86,9 +89,9 @@ async def get_sample(
     # Weak: other processors and backends may differ by a grey level.
     etag = f'W/"{engine.digest[:16]}-{seed}"'
     headers = {"ETag": etag, "Cache-Control": _FOR_EVER if digest else "no-cache"}
-    if etag.removeprefix("W/") in (tag.strip().removeprefix("W/") for tag in if_none_match.split(",")):
+    if {"*", etag, etag.removeprefix("W/")} & {tag.strip() for tag in if_none_match.split(",")}:
         return Response(status_code=304, headers=headers)
-    (images,) = await service.run(request, engine.sample, np.array([seed], dtype=np.int64))
+    (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
     return Response(await asyncio.to_thread(encode_png, images[0]), headers=headers, media_type=PNG)
 

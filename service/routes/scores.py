@@ -18,7 +18,7 @@ from service.engine import Engine
 from service.errors import Problem
 from service.schemas import ImageProblem, Score, ScoreResponse, Unreadable
 from service.settings import Settings
-from service.state import Shared
+from service.state import Deadline, Shared
 from service.uploads import REQUEST_BODY, read_uploads
 
 router = APIRouter(tags=["scores"])
@@ -48,10 +48,11 @@ async def create_scores(
     if alpha < scorer.smallest_p:
         detail = f"alpha: {alpha:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
         raise Problem(422, "alpha-too-small", detail)
+    deadline = service.deadline(request)
     entries = await read_uploads(request, service.settings)
 
     began = time.perf_counter()
-    uploads = await asyncio.to_thread(decode_all, entries, engine.contract, service.settings)
+    uploads = await asyncio.to_thread(decode_all, entries, engine.contract, service.settings, deadline)
     request.state.timings["decode"] = time.perf_counter() - began
     readable = [item.pixels for _, item in uploads if isinstance(item, Decoded)]
     if not readable:
@@ -70,11 +71,16 @@ async def create_scores(
     return response
 
 
-def decode_all(entries: list[Entry], contract: Contract, settings: Settings) -> list[Upload]:
-    """Every entry by name, decoded or with what is wrong with it. Headers are checked before pixels are decoded."""
+def decode_all(entries: list[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Upload]:
+    """Every entry by name, decoded or with what is wrong with it. Headers are checked before pixels are decoded.
+
+    Raises:
+        Problem: 504, the deadline passed between two of them.
+    """
     budget = settings.max_request_pixels
     uploads: list[Upload] = []
     for entry in entries:
+        deadline.check()
         try:
             image = open_entry(entry, settings.max_image_pixels)
             pixels = image.width * image.height

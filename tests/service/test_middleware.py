@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -121,6 +122,40 @@ def test_a_body_that_stops_or_trickles_is_408_when_its_time_is_up(engine: FakeEn
     assert answer.headers["connection"] == "close"
     assert sent < 200
     assert 'ddaebm_rejected_total{reason="slow_body"} 1.0' in metrics.text
+
+
+@pytest.mark.parametrize("path", [SAMPLES, "/nowhere", "/v1/scores"])
+def test_only_scores_take_a_large_body(client: TestClient, path: str) -> None:
+    body = b'{"images": ["' + b"x" * 70_000 + b'"]}'
+    response = client.post(path, content=body, headers={"content-type": "application/json"})
+    if path == "/v1/scores":
+        check_problem(response, 422)
+    else:
+        assert "65536 bytes" in check_problem(response, 413, "body-too-large")["detail"]
+
+
+@pytest.mark.parametrize(
+    "content_type", ["image/png", "application/json", "application/x-npy", "multipart/form-data; boundary=B"]
+)
+def test_a_client_that_leaves_while_it_sends_is_no_fault_of_the_server(
+    client: TestClient, caplog: pytest.LogCaptureFixture, content_type: str
+) -> None:
+    messages = [{"type": "http.request", "body": b"--B\r\n", "more_body": True}, {"type": "http.disconnect"}]
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/scores", "raw_path": b"/v1/scores", "query_string": b"",
+        "headers": [(b"content-type", content_type.encode())], "http_version": "1.1", "root_path": "",
+    }  # fmt: skip
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError("nobody is there")
+
+    assert client.portal
+    client.portal.call(client.app, scope, receive, send)
+    assert metric(client, "ddaebm_http_requests_total", route="/v1/scores", status="499") == 1
+    assert not caplog.records
 
 
 def test_a_fault_of_the_engine_is_a_500_without_its_trace_and_the_service_goes_on(

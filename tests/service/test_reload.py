@@ -88,7 +88,7 @@ def test_a_request_that_waits_is_answered_by_the_engine_that_it_began_with(clien
     assert answers[0].json()["model"] == "first"
 
 
-def test_reloads_come_one_after_the_other(client: TestClient) -> None:
+def test_reloads_come_one_after_the_other_and_many_at_once_are_two(client: TestClient) -> None:
     running: list[int] = []
 
     def load(loaded: Engines) -> Engines:
@@ -98,13 +98,13 @@ def test_reloads_come_one_after_the_other(client: TestClient) -> None:
         running.pop()
         return loaded
 
-    async def both() -> None:
-        await asyncio.gather(service_of(client).reload(), service_of(client).reload())
+    async def many() -> None:
+        await asyncio.gather(*(service_of(client).reload() for _ in range(20)))
 
     service_of(client).load = load
     assert client.portal
-    client.portal.call(both)
-    assert metric(client, "ddaebm_reloads_total", outcome="ok") == 2
+    client.portal.call(many)
+    assert 1 <= metric(client, "ddaebm_reloads_total", outcome="ok") <= 2
 
 
 def test_bundles_are_loaded_by_name_and_an_unchanged_one_is_kept(debug_bundle: Path, tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_nothing_acceptable_is_406_and_nothing_is_computed(client: TestClient, e
     assert not engine.calls
 
 
+def test_an_accept_header_longer_than_any_is_refused(client: TestClient) -> None:
+    response = client.post(URL, json={}, headers={"accept": "a/b," * 2000})
+    check_problem(response, 400, "bad-accept")
+
+
+def test_what_the_client_sent_is_not_echoed_at_length(client: TestClient) -> None:
+    response = client.post(URL, json={"x" * 50_000: 1})
+    check_problem(response, 422, "invalid-request")
+    assert len(response.content) < 2_000
+
+
 @pytest.mark.parametrize(
     "content_type", [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "json"]
 )
@@ -202,7 +213,7 @@ BAD_BODIES: dict[str, tuple[bytes, int]] = {
     "model a number": (b'{"model": 3}', 422),
     "best_of = 0": (b'{"best_of": 0}', 422),
     "best_of = 65": (b'{"best_of": 65}', 422),
-    "best_of too many in all": (b'{"n": 1024, "best_of": 5}', 422),
+    "best_of too many in all": (b'{"n": 1024, "best_of": 3}', 422),
     "best_of with seeds": (b'{"seeds": [1], "best_of": 2}', 422),
     "include of something else": (b'{"include": ["everything"]}', 422),
     "include twice": (b'{"include": ["scores", "scores"]}', 422),
@@ -319,7 +330,7 @@ def test_get_with_the_digest_may_be_kept_for_ever(client: TestClient) -> None:
     check_problem(client.get("/v1/samples/9.png", params={"digest": "f0" * 32}), 404, "unknown-digest")
 
 
-@pytest.mark.parametrize("wrap", ["{}", '"other", {}', "{} , W/x"])
+@pytest.mark.parametrize("wrap", ["{}", '"other", {}', "{} , W/x", "*"])
 def test_get_computes_nothing_for_who_has_it(client: TestClient, engine: FakeEngine, wrap: str) -> None:
     etag = client.get("/v1/samples/9.png").headers["etag"]
     engine.calls.clear()
@@ -336,6 +347,10 @@ def test_get_computes_nothing_for_who_has_it(client: TestClient, engine: FakeEng
         ("-1.png", 422),
         ("x.png", 422),
         ("1.5.png", 422),
+        ("5.0.png", 422),
+        ("05.png", 422),
+        ("+5.png", 422),
+        ("1_0.png", 422),
         (".png", 404),
         ("1.jpg", 404),
         ("1", 404),

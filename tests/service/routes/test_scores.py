@@ -4,15 +4,17 @@ import base64
 import io
 import json
 import struct
+import time
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from starlette.testclient import TestClient
 
-from model.images import encode_png
+from model.images import Contract, Decoded, convert, encode_png
 from model.scoring import Scorer
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, from_base64, metric, png
 
@@ -29,6 +31,15 @@ def npy(array: NDArray[Any], pickle: bool = False) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=pickle)
     return buffer.getvalue()
+
+
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan is there 200 times: a few bytes each, and as much work as the image."""
+    buffer = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * 200 + data[-2:]
 
 
 UNREADABLE = {
@@ -163,6 +174,9 @@ BAD_FORMS: dict[str, tuple[str, bytes, int]] = {
     "nested json": ("application/json", b"[" * 20_000 + b"]" * 20_000, 400),
     "json of no base64": ("application/json", b'{"images": ["!", "data:image/png;base64,"]}', 422),
     "json of no image": ("application/json", b'{"images": ["aGVsbG8="]}', 422),
+    "json of many numbers": ("application/json", b'{"images": [' + b"1," * 2**20 + b"1]}", 413),
+    "json of many fields": ("application/json", b"{" + b'"a": 1, ' * 2**20 + b'"b": 1}', 413),
+    "raw JPEG of many scans": ("image/jpeg", many_scans(), 422),
     "raw words": ("image/png", b"words", 422),
     "raw nothing": ("image/png", b"", 422),
     "raw svg": ("image/svg+xml", b"<svg/>", 422),
@@ -261,6 +275,23 @@ def as_json(data: list[bytes]) -> bytes:
 def test_an_array_without_a_channel_axis_is_grey(client: TestClient) -> None:
     pixels = np.full((2, 8, 6), 7, np.uint8)
     assert post(client, npy(pixels), "application/x-npy") == post(client, npy(pixels[..., None]), "application/x-npy")
+
+
+def test_decoding_stops_between_images_when_the_deadline_has_passed(
+    client: TestClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def slow(image: Image.Image, contract: Contract) -> Decoded:
+        decoded.append(1)
+        time.sleep(0.1)
+        return convert(image, contract)
+
+    monkeypatch.setattr("service.routes.scores.convert", slow)
+    response = client.post(URL, files=files(*[png()] * 30), headers={"x-request-timeout": "0.25"})
+    check_problem(response, 504, "deadline")
+    assert 1 <= len(decoded) <= 4
+    assert not engine.calls
 
 
 def test_base64_may_have_line_breaks_and_a_data_prefix(client: TestClient) -> None:
