@@ -38,6 +38,9 @@ def serve(
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+    for name in sorted(os.environ):
+        if name.startswith("DDAEBM_") and name.removeprefix("DDAEBM_").lower() not in Settings.model_fields:
+            print(f"ddaebm: {name} is no setting; see --print-settings", file=sys.stderr)
     if print_settings:
         for name, field in Settings.model_fields.items():
             value = getattr(settings, name)
@@ -72,7 +75,7 @@ def train(
     """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
     from model.readers import find_contract
     from training import checkpoint
-    from training.data import load_data, split
+    from training.data import describe, load_data, split
     from training.recipes import IMAGES, make_config
     from training.trainer import train as run
 
@@ -94,7 +97,16 @@ def train(
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
+    print(describe(config, parts), file=sys.stderr)
+    if resume:
+        print(
+            f"{out}: {'going on with the run in it' if has_run else 'no run in it yet, beginning at step 0'}",
+            file=sys.stderr,
+        )
     state = run(config, parts.train, out, device)
+    if state.step < config.steps:
+        print(f"{out}: stopped at step {state.step} of {config.steps}; the same command with --resume goes on")
+        raise typer.Exit(130)
     print(f"{out}: step {state.step}; next: ddaebm export {out} --out BUNDLE")
 
 
@@ -175,6 +187,9 @@ def sample(
             sample_to(runtime, out, seed, n, tick)
         except ConfigError as error:
             raise typer.BadParameter(f"--out: {error}") from error
+        except KeyboardInterrupt:
+            print(f"{out}: stopped; the same command goes on where it did", file=sys.stderr)
+            raise typer.Exit(130) from None
     print(f"{out}: {n} images, seed {seed}")
 
 
@@ -203,7 +218,10 @@ def score(
     smallest = loaded.scorer.smallest_p
     alpha = loaded.scorer.default_alpha if alpha is None else alpha
     if not smallest <= alpha < 1:
-        raise typer.BadParameter(f"--alpha must lie in [{smallest:.3g}, 1): a smaller one can never fire")
+        images = len(loaded.scorer.calibration_scores)
+        raise typer.BadParameter(
+            f"--alpha must lie in [{smallest:.3g}, 1): with {images} calibration images a smaller one can never fire"
+        )
     totals = Totals()
     with progress("score") as tick:
         rows = count(score_paths(BundleRuntime(loaded), paths, tick), alpha, totals)

@@ -1,9 +1,11 @@
 """Any number of images in constant memory: samples to a file or folder, and scores of whole PATHs."""
 
+import fcntl
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -43,6 +45,8 @@ def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick =
     Raises:
         ConfigError: another suffix, too many images for a grid, or a folder that holds something else.
     """
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}")
     if out.suffix == ".png":
         if n > MAX_GRID:
             raise ConfigError(
@@ -71,14 +75,13 @@ def _batches(
 def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
     """Raw pixels are spooled beside `out`, and become the file in one go when all are there.
 
-    An image is a function of its index, and so is its place in the spool: what a killed process left is taken
-    as far as it goes, and a second process that writes the same does no harm.
+    What a killed process left is taken as far as it goes.
     """
     bundle = runtime.bundle
     spool_path = out.with_name(f".{out.name}.{bundle.digest[:16]}-{seed}.partial")
     size = int(np.prod(bundle.contract.shape))
     spool_path.touch()
-    with spool_path.open("r+b") as spool:
+    with spool_path.open("r+b") as spool, _alone(spool, out):
         done = min(os.fstat(spool.fileno()).st_size // size, n)
         tick(done, found=True)
         for batch, pixels in _batches(runtime, seed, range(done, n), tick):
@@ -91,7 +94,7 @@ def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: 
                 _write_npy(handle, spool, (n, *bundle.contract.shape))
             else:
                 write_zip(handle, _png_members(spool, bundle, seed, n))
-    spool_path.unlink(missing_ok=True)
+        spool_path.unlink()
 
 
 def _write_npy(handle: IO[bytes], spool: IO[bytes], shape: tuple[int, ...]) -> None:
@@ -139,9 +142,24 @@ def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick
             else:
                 yield index
 
-    for batch, images in _batches(runtime, seed, missing(), tick):
-        for index, pixels in zip(batch, images, strict=True):
-            write_file(path_of(index), encode_png(pixels), sync=False)
+    with manifest.open("rb") as handle, _alone(handle, out):
+        for batch, images in _batches(runtime, seed, missing(), tick):
+            for index, pixels in zip(batch, images, strict=True):
+                write_file(path_of(index), encode_png(pixels), sync=False)
+
+
+@contextmanager
+def _alone(handle: IO[bytes], out: Path) -> Iterator[None]:
+    """Holds an open file for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"another process is writing {out}; wait for it, or give another --out") from error
+    yield
 
 
 @dataclass(frozen=True, slots=True)

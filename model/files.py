@@ -30,8 +30,11 @@ def write_file(path: Path, contents: bytes, sync: bool = True) -> None:
 
 @contextmanager
 def write_stream(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` when the block ends without an error."""
-    beside = _beside(path)
+    """A file to write, which takes the place of `path` when the block ends without an error.
+
+    Each process has its own: of two that write the same file at once the last one's stays, whole.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with beside.open("wb") as handle:
             yield handle

@@ -197,6 +197,8 @@ def hub_entries(name: str) -> Iterator[Entry]:
         raise DataError("needs the datasets library; install the hub extra: pip install -e '.[cpu,hub]'") from error
     source, colon, split = name.rpartition(":")
     source, split = (source, split) if colon and "/" not in split else (name, "train")
+    if not source or (source.startswith((".", "/")) and not Path(source).exists()):
+        raise DataError("no such data set; it is hf:NAME[:split], NAME on the hub or a folder like ./photos")
     try:
         loaded: Any = datasets.load_dataset(source, split=split, streaming=True)
         columns = [key for key, kind in (loaded.features or {}).items() if isinstance(kind, datasets.Image)]

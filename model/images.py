@@ -65,7 +65,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
-        raise ImageFormatError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
+        raise ImageFormatError(f"not an image that can be read; {', '.join(FORMATS)} can") from error
     _check_size(image.width, image.height, max_pixels)
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageFormatError(f"the image has over {MAX_SCANS} scans")
@@ -102,12 +102,12 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) once the EXIF rotation has been applied.
 
     Raises:
-        ImageFormatError: the EXIF data is corrupt.
+        ImageFormatError: the EXIF data is corrupt, or the image that precedes it.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception as error:  # as in open_image
-        raise ImageFormatError("the image's EXIF data is corrupt") from error
+        raise ImageFormatError("the image or its EXIF data is truncated or corrupt") from error
     return (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
 
 

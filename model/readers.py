@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ def entries(path: str | Path) -> Iterator[Entry]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except formats.BROKEN as error:
-        raise DataError(f"{path}: cannot be read after {count} images ({error or type(error).__name__})") from error
+        reason = "not a zip, or cut off" if isinstance(error, BadZipFile) else error or type(error).__name__
+        raise DataError(f"{path}: cannot be read after {count} images ({reason}); copy it again") from error
     if not count:
         known = ", ".join(sorted(formats.IMAGE_SUFFIXES))
         raise DataError(f"{path}: no images in it; files ending in {known} are taken")
@@ -156,7 +158,8 @@ def _mixed(forms: Counter[tuple[int, int, int]], names: dict[tuple[int, int, int
     for form, count in forms.most_common(5):
         height, width, channels = form
         examples = ", ".join(names[form]) + (", …" if count > len(names[form]) else "")
-        kinds.append(f"{count} are {width}x{height} {'grey' if channels == 1 else 'colour'} ({examples})")
+        verb, colour = "is" if count == 1 else "are", "grey" if channels == 1 else "colour"
+        kinds.append(f"{count} {verb} {width}x{height} {colour} ({examples})")
     more = f"; and {len(forms) - 5} more kinds" if len(forms) > 5 else ""
     remedies = []
     if len({form[:2] for form in forms}) > 1:
@@ -169,4 +172,4 @@ def _mixed(forms: Counter[tuple[int, int, int]], names: dict[tuple[int, int, int
 def _refuse(faults: list[str], count: int) -> None:
     if faults:
         shown = "; ".join(faults[:_SHOWN]) + ("; …" if len(faults) > _SHOWN else "")
-        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}")
+        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}; mend or remove them")

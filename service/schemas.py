@@ -54,6 +54,16 @@ class SampleResponse(BaseModel):
     images: list[SampledImage]
 
 
+class ScoreQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="false-alarm rate that is accepted; absent: 0.05, or the model's smallest p"
+    )
+    heatmap: bool = Field(False, description="add a picture of where each image's energy sits")
+    model: str | None = Field(None, description="name of a loaded model; absent: the first")
+
+
 class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

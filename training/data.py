@@ -18,6 +18,7 @@ from model.errors import DataError
 from model.images import Contract, to_unit
 from model.noise import permutation, random_word
 from model.readers import read_images
+from training.config import TrainConfig
 
 SPLIT_SEED = 20_240_302  # fixed for ever: changing it moves images between training and calibration
 
@@ -58,6 +59,18 @@ def split(data: NDArray[Any]) -> Splits:
     cuts = np.cumsum([reference, choice, held_out - reference - choice])
     a, b, c, rest = np.split(order, cuts)
     return Splits(train=data[np.sort(rest)], reference=data[a], choice=data[b], calibration=data[c])
+
+
+def describe(config: TrainConfig, parts: Splits) -> str:
+    """One line for who starts a run: what the data are, and what is made of them."""
+    held_out = len(parts.reference) + len(parts.choice) + len(parts.calibration)
+    counts = f"{len(parts.train)} to train on, {held_out} held out, {len(parts.calibration)} of them for p-values"
+    network = config.network
+    if not network.is_image:
+        return f"{config.data}: {counts}"
+    channels, height, width = network.data_shape
+    form = f"{width}x{height} {'grey' if channels == 1 else 'colour'}"
+    return f"{config.data}: images of {form}, {counts}; widths {', '.join(map(str, network.widths))}"
 
 
 def load_data(source: str, config: ModelConfig) -> NDArray[Any]:

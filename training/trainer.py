@@ -25,12 +25,15 @@ from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
 from training.data import batch_at, to_tensor
+from training.interrupt import Interrupt
 from training.log import Meter, RunLog
 from training.step import Draws, TrainState, draw, make_state, train_step
 
 
 def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
     """Train to `config.steps`, resuming from the newest checkpoint of `run` where there is one.
+
+    One process that is asked to stop by SIGINT or SIGTERM does so after the step under way, with a checkpoint.
 
     Args:
         data: the training part alone, uint8 (N, H, W, C) or float32 (N, D).
@@ -53,16 +56,19 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = slice(rank * config.batch_size, (rank + 1) * config.batch_size)
 
-    with RunLog(run, first_step=state.step, total=config.steps, enabled=accelerator.is_main_process) as log:
+    with (
+        RunLog(run, first_step=state.step, total=config.steps, enabled=accelerator.is_main_process) as log,
+        Interrupt(enabled=world == 1) as interrupt,
+    ):
         meter = Meter(state.step)
-        while state.step < config.steps:
+        while state.step < config.steps and not interrupt:
             # Each process draws for the joint batch and keeps its share: the sum is one process's run.
             joint = config.batch_size * world
             batch = batch_at(data, state.step, joint, config.seed)[mine]
             draws = Draws(*(values[mine] for values in draw(config, state.step, joint, accelerator.device)))
             meter.add(train_step(config, diffusion, state, to_tensor(batch, accelerator.device), draws, accelerator))
 
-            last = state.step == config.steps
+            last = state.step == config.steps or bool(interrupt)
             if last or state.step % config.log_every == 0 or state.step % config.checkpoint_every == 0:
                 metrics = meter.read(state.step, accelerator)
                 _require_finite(metrics, state, run)

@@ -16,7 +16,7 @@ from model.readers import open_entry
 from model.runtime import Explained, Scores
 from service.engine import Engine
 from service.errors import Problem
-from service.schemas import ImageProblem, Score, ScoreResponse, Unreadable
+from service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
 from service.settings import Settings
 from service.state import Deadline, Shared
 from service.uploads import REQUEST_BODY, read_uploads
@@ -27,24 +27,14 @@ Upload = tuple[str, Decoded | ImageProblem]  # name, and its pixels or what is w
 
 
 @router.post("/v1/scores", response_model_exclude_none=True, openapi_extra={"requestBody": REQUEST_BODY})
-async def create_scores(
-    request: Request,
-    service: Shared,
-    alpha: Annotated[
-        float | None,
-        Query(gt=0, lt=1, description="false-alarm rate that is accepted; absent: 0.05, or the model's smallest p"),
-    ] = None,
-    heatmap: Annotated[bool, Query(description="add a picture of where each image's energy sits")] = False,
-    model: Annotated[str | None, Query(description="name of a loaded model; absent: the first")] = None,
-) -> ScoreResponse:
+async def create_scores(request: Request, service: Shared, query: Annotated[ScoreQuery, Query()]) -> ScoreResponse:
     """Energies, OOD score, p-value and verdict of each image, in the order sent.
 
     An image that cannot be read has an `error` in its place; the status is 200 while at least one was scored.
     """
-    engine = service.engine(model)
+    engine = service.engine(query.model)
     scorer = engine.scorer
-    if alpha is None:
-        alpha = scorer.default_alpha
+    alpha = scorer.default_alpha if query.alpha is None else query.alpha
     if alpha < scorer.smallest_p:
         detail = f"alpha: {alpha:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
         raise Problem(422, "alpha-too-small", detail)
@@ -58,12 +48,12 @@ async def create_scores(
     if not readable:
         first = next(item for _, item in uploads if isinstance(item, ImageProblem))
         raise Problem(first.status, first.type.rpartition(":")[2], first.detail)
-    arrays = await service.run(request, engine.explain if heatmap else engine.score, np.stack(readable))
-    scores = Explained(*arrays) if heatmap else Scores(*arrays)
+    arrays = await service.run(request, engine.explain if query.heatmap else engine.score, np.stack(readable))
+    scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
     for p in scores.p_value:
         service.metrics.scored.labels(engine.name, "ood" if p <= alpha else "in").inc()
         service.metrics.p_value.labels(engine.name).observe(p)
-    if not heatmap:
+    if not query.heatmap:
         return respond(engine, alpha, uploads, scores)
     began = time.perf_counter()
     response = await asyncio.to_thread(respond, engine, alpha, uploads, scores)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_score_exits_with_3_only_when_asked_and_only_for_what_is_out_of_distribu
         (f"sample --out x.png --seed {2**53}", ["--seed"]),
         ("sample --out x.gif", [".png", ".npy"]),
         ("sample --out x.png -n 4097", ["4096"]),
+        ("sample --out missing/x.png", ["no folder missing"]),
         ("train images --out run", ["--data"]),
         ("train debug --out run --size 32", ["--size", "images"]),
         ("train images --data x --out run --size 3x", ["WIDTHxHEIGHT"]),
@@ -132,9 +134,8 @@ def test_an_alpha_that_cannot_work_is_bad_usage(call: Cli, debug_bundle: Path, a
     ("command", "named"),
     [
         ("score missing.png", "missing.png"),
-        ("score floats.npy", "float64"),
+        ("score floats.npy", "<f8"),
         ("score text.zip", "text.zip"),
-        ("sample --out missing/x.png", "missing"),
         ("sample --out taken.png", "taken.png"),
     ],
 )
@@ -148,6 +149,30 @@ def test_a_file_that_cannot_be_used_exits_with_1_and_a_line_that_names_it(
     check_failure(call(*command.split(), "--bundle", debug_bundle), 1, named)
 
 
+def test_a_mistyped_setting_is_said(cli: Cli) -> None:
+    done = cli("serve", "--print-settings", DDAEBM_PROT="1")
+    assert (done.returncode, done.stderr) == (0, "ddaebm: DDAEBM_PROT is no setting; see --print-settings\n")
+
+
+def test_two_processes_do_not_write_the_same_samples(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    arguments = ["sample", "--bundle", str(debug_bundle), "-n", "200000", "--out"]
+    for out, trace in (("made.zip", ".made.zip.*.partial"), ("made", "made/*.png")):
+        with subprocess.Popen([*COMMAND, *arguments, out], cwd=tmp_path, env=environment()) as first:
+            wait_until(lambda trace=trace: any(path.stat().st_size for path in tmp_path.glob(trace)))
+            check_failure(cli(*arguments, out), 2, "another process is writing", out)
+            first.kill()
+
+
+def test_sampling_that_is_interrupted_says_that_it_can_go_on(debug_bundle: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, "sample", "--bundle", str(debug_bundle), "-n", "200000", "--out", "made.zip"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".made.zip.*.partial")))
+        process.send_signal(signal.SIGINT)
+        assert process.stderr
+        assert process.stderr.read() == "made.zip: stopped; the same command goes on where it did\n"
+    assert process.returncode == 130
+
+
 def test_an_unreadable_image_is_a_row_of_its_own_and_exit_code_1(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr("words.png", b"no image")
@@ -157,7 +182,7 @@ def test_an_unreadable_image_is_a_row_of_its_own_and_exit_code_1(cli: Cli, debug
     assert done.stderr == "2 images: 1 out of distribution (100.0%), 1 unreadable\n"
     broken, noise = csv.DictReader(io.StringIO(done.stdout))
     assert (broken["name"], broken["is_ood"], broken["p_value"]) == ("two.zip:words.png", "", "")
-    assert "not a readable image" in broken["error"]
+    assert "not an image that can be read" in broken["error"]
     assert (noise["index"], noise["is_ood"], noise["resized"], noise["error"]) == ("1", "true", "false", "")
     assert len(noise["energies"].split()) == 4
     assert cli("score", "--bundle", debug_bundle, "two.zip", "--fail-on-ood").returncode == 3

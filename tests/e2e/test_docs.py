@@ -154,7 +154,7 @@ def test_the_readme_without_make_in_a_fresh_environment(tmp_path: Path) -> None:
         answers = [
             reader.do(block) for block in pages[first:] if not needs_torch(block) and not block.text.startswith("make ")
         ]
-        assert len(answers) == 2 + 3 + 3 + 7 + 1
+        assert len(answers) == 2 + 3 + 3 + 8 + 1
         assert answers[-1] == "made-0.png in\ntests/fixtures/digit.png ood\n"
     assert form(tmp_path / "grid.png") == ("L", (238, 238))
     assert np.load(tmp_path / "samples.npy").shape == (100, 28, 28, 1)
@@ -198,7 +198,8 @@ def test_your_own_images(tmp_path: Path) -> None:
     with stranger(tmp_path, installed=True) as reader:
         for block in commands("docs/your-images.md"):
             reader.do(block)
-    assert form(tmp_path / "made.png") == ("RGB", (70, 70))
+    assert form(tmp_path / "grid.png") == ("RGB", (70, 70))
+    assert form(tmp_path / "made.png") == ("RGB", (16, 16))
     assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 120 + 100
 
 

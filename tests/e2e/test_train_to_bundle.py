@@ -1,13 +1,16 @@
 """From nothing to a bundle by the commands alone: train, resume, export, evaluate, sample."""
 
 import json
+import re
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import Cli, check_failure, run_cli
+from tests.e2e.conftest import COMMAND, PATIENCE, Cli, check_failure, environment, run_cli
 
 TINY = ["network.num_steps=2", "network.widths=8", "network.norm_groups=2", "batch_size=4", "checkpoint_every=1"]
 
@@ -96,3 +99,33 @@ def test_the_bundle_is_evaluated_and_sampled(bundle: Path, folder: Path) -> None
     assert report["ood"]["black"]["images"] == 5
     assert 0 <= report["ood"]["black"]["auroc"] <= 1
     assert len(report["ood"]["black"]["auroc_of_each_energy"]) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_training_that_is_interrupted_loses_no_step(cli: Cli, tmp_path: Path, number: signal.Signals) -> None:
+    settings = ["--set", "log_every=1", "--set", "checkpoint_every=9999"]
+    arguments = ["train", "debug", "--out", "run", "--device", "cpu", *settings]
+    command = [*COMMAND, *arguments, "--steps", "5000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr
+        assert process.stderr.readline() == (
+            "shapes: images of 16x16 grey, 2400 to train on, 600 held out, 250 of them for p-values; widths 8, 16\n"
+        )
+        process.stderr.readline()  # the first step
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130
+    stopped = re.fullmatch(r"run: stopped at step (\d+) of 5000; the same command with --resume goes on\n", said)
+    assert stopped
+    done = cli(*arguments, "--steps", int(stopped[1]) + 1, "--resume")
+    assert done.returncode == 0
+    assert "run: going on with the run in it" in done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, int(stopped[1]) + 2))  # none twice
+
+
+def test_resuming_where_there_is_no_run_says_so(cli: Cli) -> None:
+    done = cli("train", "debug", "--out", "run", "--device", "cpu", "--steps", 1, "--resume")
+    assert "run: no run in it yet, beginning at step 0" in done.stderr

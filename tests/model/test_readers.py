@@ -157,9 +157,9 @@ def test_files_that_are_no_images_are_counted_and_the_first_three_named(tmp_path
         with pytest.raises(DataError, match="5 of 9 files cannot be used") as caught:
             function(tmp_path)
         message = str(caught.value)
-        assert all(f"text{i}.png: not a readable image" in message for i in range(3))
+        assert all(f"text{i}.png: not an image that can be read" in message for i in range(3))
         assert "text3.png" not in message
-        assert message.endswith("; …")
+        assert message.endswith("; …; mend or remove them")
 
 
 def test_images_that_are_not_alike_are_counted_by_kind_with_what_to_do(tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_images_that_are_not_alike_are_counted_by_kind_with_what_to_do(tmp_path:
     message = str(caught.value)
     assert "8 images are not alike: 5 are 5x4 grey" in message
     assert f"2 are 6x7 grey ({tmp_path / 'b0.png'}, {tmp_path / 'b1.png'})" in message
-    assert f"1 are 5x4 colour ({tmp_path / 'c.png'})" in message
+    assert f"1 is 5x4 colour ({tmp_path / 'c.png'})" in message
     assert message.endswith("Give --size N to resize all and --channels 1 or 3 to convert all")
-    with pytest.raises(DataError, match=r"7 are 16x16 grey .*; 1 are 16x16 colour .*\. Give --channels 1 or 3"):
+    with pytest.raises(DataError, match=r"7 are 16x16 grey .*; 1 is 16x16 colour .*\. Give --channels 1 or 3"):
         find_contract(tmp_path, size=(16, 16))
     assert find_contract(tmp_path, (16, 12), 3) == Contract(16, 12, 3)
 

@@ -91,11 +91,11 @@ REFUSED = [
     ("floating point", encoded(Image.new("F", SIZE, 0.5), "TIFF"), 422, "floating-point"),
     ("4001x4000", encoded(grey(size=(4001, 4000))), 413, "4001x4000"),
     ("16385x1", encoded(grey(size=(16_385, 1))), 413, "no side may be over 16384"),
-    ("ICO", encoded(grey(size=(16, 16)), "ICO"), 422, "send one of PNG"),
-    ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "send one of PNG"),
-    ("PDF", encoded(grey(), "PDF"), 422, "send one of PNG"),
-    ("PPM", encoded(grey(), "PPM"), 422, "send one of PNG"),
-    ("EPS", encoded(grey(), "EPS"), 422, "send one of PNG"),
+    ("ICO", encoded(grey(size=(16, 16)), "ICO"), 422, "PNG, JPEG, WEBP"),
+    ("SVG", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 422, "PNG, JPEG, WEBP"),
+    ("PDF", encoded(grey(), "PDF"), 422, "PNG, JPEG, WEBP"),
+    ("PPM", encoded(grey(), "PPM"), 422, "PNG, JPEG, WEBP"),
+    ("EPS", encoded(grey(), "EPS"), 422, "PNG, JPEG, WEBP"),
 ]
 
 

@@ -156,6 +156,12 @@ def test_an_alpha_that_can_fire_is_taken(client: TestClient, alpha: float) -> No
     assert score(client, png(255), alpha=alpha)["alpha"] == alpha
 
 
+def test_a_mistyped_query_is_refused_and_named(client: TestClient, engine: FakeEngine) -> None:
+    response = client.post(URL, files=files(png()), params={"aplha": 0.01})
+    assert check_problem(response, 422)["detail"].startswith("aplha: ")
+    assert not engine.calls
+
+
 def test_an_unknown_model_is_404(client: TestClient) -> None:
     check_problem(client.post(URL, files=files(png()), params={"model": "nobody"}), 404, "unknown-model")
     assert score(client, png(), model="fake")["model"] == "fake"
