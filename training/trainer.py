@@ -61,14 +61,15 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
         Interrupt(enabled=world == 1) as interrupt,
     ):
         meter = Meter(state.step)
-        while state.step < config.steps and not interrupt:
+        last = state.step >= config.steps
+        while not last:
             # Each process draws for the joint batch and keeps its share: the sum is one process's run.
             joint = config.batch_size * world
             batch = batch_at(data, state.step, joint, config.seed)[mine]
             draws = Draws(*(values[mine] for values in draw(config, state.step, joint, accelerator.device)))
             meter.add(train_step(config, diffusion, state, to_tensor(batch, accelerator.device), draws, accelerator))
 
-            last = state.step == config.steps or bool(interrupt)
+            last = state.step >= config.steps or bool(interrupt)
             if last or state.step % config.log_every == 0 or state.step % config.checkpoint_every == 0:
                 metrics = meter.read(state.step, accelerator)
                 _require_finite(metrics, state, run)
