@@ -119,10 +119,10 @@ def _png_members(spool: IO[bytes], bundle: Bundle, seed: int, n: int) -> Iterato
 
 def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
     bundle = runtime.bundle
-    ours = {"model": bundle.name, "digest": bundle.digest, "seed": seed}
+    ours = json.dumps({"model": bundle.name, "digest": bundle.digest, "seed": seed}) + "\n"
     manifest = out / _MANIFEST
     if manifest.exists():
-        if json.loads(manifest.read_text()) != ours:
+        if manifest.read_bytes() != ours.encode():
             raise ConfigError(
                 f"{out} holds samples of another bundle or seed ({_MANIFEST} says which); give another --out"
             )
@@ -130,7 +130,7 @@ def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick
         if out.is_dir() and any(out.iterdir()):
             raise ConfigError(f"{out} is not empty and holds no samples of ours; give another folder")
         out.mkdir(parents=True, exist_ok=True)
-        write_file(manifest, (json.dumps(ours) + "\n").encode())
+        write_file(manifest, ours.encode())
 
     def path_of(index: int) -> Path:
         return out / sample_name(index, int(seeds_at(seed, np.array([index]))[0]))

@@ -26,7 +26,8 @@ Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, C), C 1 or 3
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MAX_FILE_BYTES = 256 * 2**20  # of one image file: an archive's member may claim anything
-# What a broken file makes the libraries raise.
+# What a broken file makes the libraries raise: NotImplementedError is zipfile's for a compression that it lacks, and
+# RuntimeError for a member under a password.
 BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, zstandard.ZstdError,
            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 
