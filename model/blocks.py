@@ -55,8 +55,7 @@ class AdaptiveNorm(nn.Module):
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.style(cond).chunk(2, 1)
         if torch.onnx.is_in_onnx_export() or not h.is_contiguous():  # folding would undo channels_last
-            out: Tensor = self.norm(h) * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
-            return out
+            return torch.addcmul(shift[:, :, None, None], self.norm(h), (1 + scale)[:, :, None, None])
         # The batch folded into the channels makes scale and shift the norm's own, and all three one
         # operation: half the time of three.
         batch, channels, *size = h.shape
