@@ -39,6 +39,7 @@ class ModelConfig:
     resample: str = "strided"  # between levels: convolutions, or "fir": residual blocks that filter by (1, 3, 3, 1)
     pyramid: bool = False  # each coarser level also gets the image itself, halved
     mapping_depth: int = 3  # layers between z and the conditioning vector
+    energy_denoises: bool = False  # the energy network also guesses x_clean, a second task while it trains
 
     def __post_init__(self) -> None:
         for name in ("data_shape", "widths", "attention"):  # lists arrive from JSON
@@ -66,6 +67,8 @@ class ModelConfig:
             raise ConfigError(f"widths must name at least one positive width, not {self.widths}")
         if self.resample not in ("strided", "fir"):
             raise ConfigError(f"resample must be strided or fir, not {self.resample!r}")
+        if self.energy_denoises and not self.is_image:
+            raise ConfigError("energy_denoises is for images: the energy of points has no picture of x_clean to give")
         if self.is_image:
             self._require_a_unet()
 

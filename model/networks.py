@@ -55,25 +55,34 @@ class EnergyNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        channels = config.data_shape[0]
+        channels = self.channels = config.data_shape[0]
         self.is_image = config.is_image
         self.curvature = 1.0 if config.is_image else config.energy_curvature
         self.backbone: nn.Module
         if config.is_image:
             self.embed = StepEmbedding(config.num_steps, config.embed_dim)
-            self.backbone = UNet(config, channels, channels)
+            self.backbone = UNet(config, channels, channels * (1 + config.energy_denoises))
         else:
             self.backbone = MLP(config, channels, channels if self.curvature else 1)
 
     def levels(self, x_t: Tensor, k: Tensor) -> Levels:
-        h, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
-        energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
-        if not self.is_image:
-            return Levels(energy_map, energy_map[:, None], features)
-        return Levels(energy_map.flatten(1).sum(1), energy_map, features)
+        return self._read(x_t, k)[0]
+
+    def energy_and_guess(self, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """E (B,) and, with `config.energy_denoises`, a guess of x_clean (B, C, H, W); else one of no channels."""
+        levels, x0_guess = self._read(x_t, k)
+        return levels.energies, x0_guess
 
     def forward(self, x_t: Tensor, k: Tensor) -> Tensor:
         return self.levels(x_t, k).energies
+
+    def _read(self, x_t: Tensor, k: Tensor) -> tuple[Levels, Tensor]:
+        out, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
+        h, x0_guess = out[:, : self.channels], out[:, self.channels :]
+        energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
+        if not self.is_image:
+            return Levels(energy_map, energy_map[:, None], features), x0_guess
+        return Levels(energy_map.flatten(1).sum(1), energy_map, features), x0_guess
 
 
 class Encoder(nn.Module):

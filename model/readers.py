@@ -52,13 +52,12 @@ def _open(path: str | Path) -> Iterator[Entry]:
         return formats.hub_entries(str(path)[3:])
     path = Path(path)
     name = path.name.lower()
-    if path.is_dir():
-        idx = sorted(path.glob(f"train-images-{_IDX}*")) or sorted(path.glob(f"*-images-{_IDX}*"))
-        return formats.idx_entries(idx[0]) if idx else formats.folder_entries(path)
     if not path.exists():
         raise DataError("no such file or folder")
-    if _IDX in name:
-        return formats.idx_entries(path)
+    if (idx := find_idx(path)) is not None:
+        return formats.idx_entries(idx)
+    if path.is_dir():
+        return formats.folder_entries(path)
     if name.endswith(_TAR_SUFFIXES):
         return formats.tar_entries(path)
     if name.endswith(".zip"):
@@ -70,6 +69,14 @@ def _open(path: str | Path) -> Iterator[Entry]:
     if formats.is_image_name(name):
         return iter([formats.file_entry(path)])
     raise DataError("not a folder, an archive (.zip, .tar, .tar.gz, .tar.zst), .npy, .npz, IDX file or image")
+
+
+def find_idx(path: Path) -> Path | None:
+    """The IDX file of images that `path` is or, a folder, holds; the training images where there are several."""
+    if path.is_dir():
+        found = sorted(path.glob(f"train-images-{_IDX}*")) or sorted(path.glob(f"*-images-{_IDX}*"))
+        return found[0] if found else None
+    return path if _IDX in path.name.lower() else None
 
 
 def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:

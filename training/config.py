@@ -10,6 +10,12 @@ from typing import Any, Self
 from model.config import ModelConfig
 from model.errors import ConfigError
 
+_CHOICES = {
+    "contrast": ("difference", "relativistic"),
+    "gradient_penalty": ("r1", "conditional"),
+    "precision": ("fp32", "bf16"),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,14 +35,18 @@ class TrainConfig:
     lr_energy: float = 2e-4
     lr_final: float = 1e-5  # both follow a cosine down to it
     adam_betas: tuple[float, float] = (0.0, 0.9)
+    contrast: str = "difference"  # of real and generated energies, the paper's; or "relativistic"
     gradient_penalty: str = "r1"  # or "conditional", the paper's
+    penalize_generated: bool = False  # the gradient penalty at generated x_t too
     gamma: float = 0.02
     penalty_every: int = 1  # > 1: lazily, weighted to the same mean
     entropy_weight: float = 0.1  # lambda; 1 is the divergence itself
+    denoise_weight: float = 0.0  # of the energy network's second task, for which network.energy_denoises makes room
     value_penalty: float = 0.0  # weight on squared energies, so that they stay near those of data
     likelihood_floor: float = 0.0  # 0: squared error, the paper's; > 0: the posterior's variance, at least this
     noise_at_zero: bool = False  # in training the generated x_0 has the noise of state 0; in sampling never
     ema_decay: float = 0.999
+    flip: bool = False  # half of the images are mirrored, left to right
     precision: str = "fp32"  # or "bf16": the networks under autocast, the penalty and the losses still in fp32
     log_every: int = 20
     sample_every: int = 500
@@ -48,13 +58,19 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed",
-                     "value_penalty", "likelihood_floor"):  # fmt: skip
+                     "denoise_weight", "value_penalty", "likelihood_floor"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}")
-        if self.gradient_penalty not in ("r1", "conditional"):
-            raise ConfigError(f"gradient_penalty must be r1 or conditional, not {self.gradient_penalty!r}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"precision must be fp32 or bf16, not {self.precision!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if (self.denoise_weight > 0) != self.network.energy_denoises:
+            raise ConfigError(
+                f"denoise_weight {self.denoise_weight:g} and network.energy_denoises {self.network.energy_denoises}"
+                " contradict each other: a weight above 0 needs the output, and the output a weight"
+            )
+        if self.flip and not self.network.is_image:
+            raise ConfigError("flip mirrors images; points have no left and right")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ConfigError(f"adam_betas must be two numbers in [0, 1), not {self.adam_betas}")
         if not 0 <= self.ema_decay < 1:

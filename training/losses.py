@@ -8,28 +8,40 @@ reconstruction. The trainer reduces.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.diffusion import Diffusion
-from model.networks import EnergyNet
 
 GradientPenalty = str  # "r1" | "conditional"
 
 
+def contrast(energy_real: Tensor, energy_gen: Tensor, kind: str) -> Tensor:
+    """What the energy network lowers, (B,): real energies against those of generated x_t, pair by pair.
+
+    "difference" is the paper's E(x_t) - E(x_t_gen). "relativistic" is its softplus, which stops pushing a pair apart
+    once it is: exchanged, it is also what the generator lowers (Jolicoeur-Martineau 2019, *The relativistic
+    discriminator*, and R3GAN, Huang et al. 2024).
+    """
+    difference = energy_real - energy_gen
+    return F.softplus(difference) if kind == "relativistic" else difference
+
+
 def gradient_penalty(
-    energy_net: EnergyNet, diffusion: Diffusion, x_t: Tensor, x_tp1: Tensor, k: Tensor, kind: GradientPenalty
-) -> tuple[Tensor, Tensor]:
-    """(E(x_t), squared norm of a gradient at real x_t), each (B,).
+    energy: Tensor, diffusion: Diffusion, x_t: Tensor, x_tp1: Tensor, k: Tensor, kind: GradientPenalty
+) -> Tensor:
+    """Squared norm of a gradient at x_t, (B,).
 
     "conditional" is the paper's: the gradient of the conditional energy E(x_t) - log q(x_tp1 | x_t).
-    "r1" is ‖∇E‖². Given x_t the score of q(x_tp1 | x_t) has mean zero, so in expectation the two
+    "r1" is ‖∇E‖². Given a real x_t the score of q(x_tp1 | x_t) has mean zero, so in expectation the two
     differ by a constant, and "r1" is the one without that score's noise.
+
+    Args:
+        energy: E(x_t, k), (B,), computed from this x_t, which requires a gradient.
 
     Raises:
         ValueError: `kind` is neither.
     """
-    x_t = x_t.detach().requires_grad_()
-    energy = energy_net(x_t, k)
     if kind == "r1":
         potential = energy
     elif kind == "conditional":
@@ -37,7 +49,16 @@ def gradient_penalty(
     else:
         raise ValueError(f"gradient penalty must be 'r1' or 'conditional', not {kind!r}")
     (gradient,) = torch.autograd.grad(potential.sum(), x_t, create_graph=True)
-    return energy, gradient.square().flatten(1).sum(1)
+    return gradient.square().flatten(1).sum(1)
+
+
+def denoising(x0_guess: Tensor, x_clean: Tensor) -> Tensor:
+    """½‖x0_guess - x_clean‖² summed over pixels, (B,): the energy network's other task, in the energy's own unit.
+
+    A network that must see through the noise of x_t has features of what is there (SIDDM: Xu et al. 2023,
+    *Semi-Implicit Denoising Diffusion Models*, whose discriminator has such a task).
+    """
+    return 0.5 * (x0_guess - x_clean).square().flatten(1).sum(1)
 
 
 def reverse_kl(energy: Tensor, log_q: Tensor, log_r: Tensor, entropy_weight: float) -> Tensor:

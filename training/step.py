@@ -5,6 +5,7 @@ the state, the batch and the step's number.
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,15 @@ from model.diffusion import Diffusion
 from model.networks import EnergyNet, Generator, Networks
 from model.noise import random_word
 from training.config import TrainConfig
-from training.losses import forward_kl, gaussian_log_prob, gradient_penalty, reverse_kl, value_penalty
+from training.losses import (
+    contrast,
+    denoising,
+    forward_kl,
+    gaussian_log_prob,
+    gradient_penalty,
+    reverse_kl,
+    value_penalty,
+)
 
 
 class Draws(NamedTuple):
@@ -31,6 +40,7 @@ class Draws(NamedTuple):
     eps_gen: Tensor
     z: Tensor  # (B, latent_dim), prior
     eps_z: Tensor  # (B, latent_dim), the encoder's
+    side: Tensor  # (B,), in [0, 1): below ½ an image is mirrored, where they are
 
 
 def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Draws:
@@ -38,7 +48,7 @@ def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Dr
     shape, latent = (batch, *config.network.data_shape), (batch, config.network.latent_dim)
     k = torch.randint(config.network.num_steps, (batch,), generator=rng, device=device)
     eps = [torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)]
-    return Draws(k, *eps)
+    return Draws(k, *eps, torch.rand(batch, generator=rng, device=device))
 
 
 @dataclass
@@ -99,6 +109,8 @@ def train_step(
     """
     generator, encoder = (partial(_forward, config, net) for net in (state.networks.generator, state.networks.encoder))
     k = draws.k
+    if config.flip:
+        x_clean = torch.where((draws.side < 0.5)[:, None, None, None], x_clean.flip(3), x_clean)
     x_t, x_tp1 = diffusion.forward_pair(x_clean, k, draws.eps_t, draws.eps_tp1)
 
     # Both of the generator's draws in one pass: from the prior, and from the encoder's latent.
@@ -111,9 +123,9 @@ def train_step(
     # Energy. Its slope at x_gen is wanted too: by itself, or for nothing from the energy's backward pass.
     x_gen = x_t_gen.detach().requires_grad_()
     energy_loss, energy_real, energy_gen, penalty = _energy_loss(
-        config, diffusion, state, x_t, x_tp1, x_gen, k, accelerator
+        config, diffusion, state, x_clean, x_t, x_tp1, x_gen, k, accelerator
     )
-    if config.value_penalty:
+    if config.value_penalty or config.penalize_generated or config.contrast != "difference":
         (slope,) = torch.autograd.grad(energy_gen.sum(), x_gen, retain_graph=True)
         accelerator.backward(energy_loss.mean())
     else:
@@ -126,7 +138,10 @@ def train_step(
     energy_first_order = energy_gen.detach() + (slope * (x_t_gen - x_gen.detach())).flatten(1).sum(1)
     log_q = diffusion.log_q(x_tp1, x_t_gen, k)
     log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
-    reverse = reverse_kl(energy_first_order, log_q, log_r, config.entropy_weight)
+    raised = energy_first_order
+    if config.contrast == "relativistic":
+        raised = contrast(energy_first_order, energy_real.detach(), config.contrast)
+    reverse = reverse_kl(raised, log_q, log_r, config.entropy_weight)
     var = diffusion.posterior_std[k].square().clamp_min(config.likelihood_floor) if config.likelihood_floor else 0.5
     forward = forward_kl(x_t, x_t_rec, mean, log_var, var)
     accelerator.backward((reverse + forward).mean())
@@ -150,6 +165,7 @@ def _energy_loss(
     config: TrainConfig,
     diffusion: Diffusion,
     state: TrainState,
+    x_clean: Tensor,
     x_t: Tensor,
     x_tp1: Tensor,
     x_gen: Tensor,
@@ -160,23 +176,32 @@ def _energy_loss(
 
     The penalty is None in the steps that a lazy one leaves out.
     """
-    energy_net = state.networks.energy_net
+    energies = state.networks.energy_net.energy_and_guess
     penalty = None
-    if state.step % config.penalty_every == 0:
-        energy_real, penalty = gradient_penalty(energy_net, diffusion, x_t, x_tp1, k, config.gradient_penalty)
-        energy_gen = _forward(config, energy_net, x_gen, k)
-        loss = energy_real - energy_gen + 0.5 * config.gamma * config.penalty_every * penalty
+    if state.step % config.penalty_every == 0:  # in float32, whose second derivatives can be trusted
+        x_t = x_t.detach().requires_grad_()
+        energy_real, x0_guess = energies(x_t, k)
+        penalty = gradient_penalty(energy_real, diffusion, x_t, x_tp1, k, config.gradient_penalty)
+        if config.penalize_generated:
+            energy_gen, _ = energies(x_gen, k)
+            penalty = penalty + gradient_penalty(energy_gen, diffusion, x_gen, x_tp1, k, config.gradient_penalty)
+        else:
+            energy_gen, _ = _forward(config, energies, x_gen, k)
     else:
-        both = _forward(config, energy_net, torch.cat([x_t, x_gen]), torch.cat([k, k]))
+        both, x0_guess = _forward(config, energies, torch.cat([x_t, x_gen]), torch.cat([k, k]))
         energy_real, energy_gen = both.chunk(2)
-        loss = energy_real - energy_gen
+    loss = contrast(energy_real, energy_gen, config.contrast)
+    if penalty is not None:
+        loss = loss + 0.5 * config.gamma * config.penalty_every * penalty
+    if config.denoise_weight:
+        loss = loss + config.denoise_weight * denoising(x0_guess[: len(x_clean)], x_clean)
     if config.value_penalty:
         level = _means_by_step(energy_real.detach(), k, diffusion, accelerator)[k]
         loss = loss + config.value_penalty * value_penalty(energy_real, energy_gen, level)
     return loss, energy_real, energy_gen, penalty
 
 
-def _forward(config: TrainConfig, network: nn.Module, *inputs: Tensor) -> Any:
+def _forward(config: TrainConfig, network: Callable[..., Any], *inputs: Tensor) -> Any:
     """What `network` makes of `inputs`, in float32 or wider, by `config.precision`."""
     if config.precision == "fp32":
         return network(*inputs)

@@ -30,6 +30,9 @@ BAD = [
     ("value_penalty", -1.0),
     ("likelihood_floor", float("nan")),
     ("gradient_penalty", "r2"),
+    ("contrast", "hinge"),
+    ("denoise_weight", -1.0),
+    ("denoise_weight", 1.0),  # the network has no output for it
     ("precision", "fp16"),
     ("ema_decay", 1.0),
     ("ema_decay", -0.1),

@@ -11,6 +11,8 @@ from model.config import ModelConfig
 from model.diffusion import Diffusion
 from model.schedule import make_schedule
 from training.losses import (
+    contrast,
+    denoising,
     forward_kl,
     gaussian_log_prob,
     gradient_penalty,
@@ -80,10 +82,26 @@ def test_value_penalty_is_half_the_squared_distance_from_the_level() -> None:
     torch.testing.assert_close(value_penalty(real, generated, level), 0.5 * torch.tensor([1.0 + 0, 1 + 9, 1 + 1]))
 
 
+def penalty_of(energy_net: Quadratic, x_t: Tensor, x_tp1: Tensor, k: Tensor, kind: str) -> Tensor:
+    x_t = x_t.detach().requires_grad_()
+    return gradient_penalty(energy_net(x_t, k), DIFFUSION, x_t, x_tp1, k, kind)
+
+
+def test_contrast_is_the_difference_or_its_softplus() -> None:
+    real, generated = randn(2, 7)
+    torch.testing.assert_close(contrast(real, generated, "difference"), real - generated)
+    expected = -torch.log(torch.sigmoid(generated - real))  # the probability that the pair is told the right way round
+    torch.testing.assert_close(contrast(real, generated, "relativistic"), expected)
+
+
+def test_denoising_is_half_the_squared_distance_as_an_energy_is() -> None:
+    guess, clean = randn(2, 5, 3, 2, 2)
+    torch.testing.assert_close(denoising(guess, clean), 0.5 * ((guess - clean) ** 2).sum((1, 2, 3)))
+
+
 def test_r1_is_the_squared_gradient_of_the_energy() -> None:
     x_t, x_tp1, k = randn(6, 2), randn(6, 2, seed=1), torch.tensor([0, 1, 2, 3, 0, 1])
-    energy, penalty = gradient_penalty(Quadratic(), DIFFUSION, x_t, x_tp1, k, "r1")
-    torch.testing.assert_close(energy, Quadratic()(x_t, k))
+    penalty = penalty_of(Quadratic(), x_t, x_tp1, k, "r1")
     torch.testing.assert_close(penalty, (1.5 * (x_t - k[:, None])).square().sum(1))
 
 
@@ -91,7 +109,7 @@ def test_conditional_penalty_adds_the_score_of_the_transition() -> None:
     x_t, x_tp1, k = randn(6, 2), randn(6, 2, seed=1), torch.tensor([0, 1, 2, 3, 0, 1])
     beta = torch.as_tensor(SCHEDULE.beta[k + 1])[:, None]
     score = (1 - beta).sqrt() * (x_tp1 - (1 - beta).sqrt() * x_t) / beta
-    _, penalty = gradient_penalty(Quadratic(), DIFFUSION, x_t, x_tp1, k, "conditional")
+    penalty = penalty_of(Quadratic(), x_t, x_tp1, k, "conditional")
     torch.testing.assert_close(penalty, (1.5 * (x_t - k[:, None]) - score).square().sum(1))
 
 
@@ -101,7 +119,7 @@ def test_penalties_differ_in_expectation_by_a_constant(k: int) -> None:
     count = 200_000
     ks, x_clean = torch.full((count,), k), 0.7 * randn(count, 2, seed=2).sign()
     pair = DIFFUSION.forward_pair(x_clean, ks, randn(count, 2, seed=3), randn(count, 2, seed=4))
-    r1, conditional = (gradient_penalty(Quadratic(), DIFFUSION, *pair, ks, kind)[1] for kind in ("r1", "conditional"))
+    r1, conditional = (penalty_of(Quadratic(), *pair, ks, kind) for kind in ("r1", "conditional"))
     beta, difference = SCHEDULE.beta[k + 1], (conditional - r1).detach()
     standard_error = difference.std().item() / count**0.5
     assert difference.mean().item() == pytest.approx(2 * (1 - beta) / beta, abs=4 * standard_error)
@@ -109,14 +127,12 @@ def test_penalties_differ_in_expectation_by_a_constant(k: int) -> None:
 
 def test_penalty_is_differentiable_in_the_energy_s_parameters() -> None:
     x_t, energy_net, k = randn(4, 2), Quadratic(), torch.zeros(4, dtype=torch.long)
-    gradient_penalty(energy_net, DIFFUSION, x_t, x_t, k, "r1")[1].sum().backward()
+    penalty_of(energy_net, x_t, x_t, k, "r1").sum().backward()
     assert energy_net.a.grad is not None
     torch.testing.assert_close(energy_net.a.grad, 2 * 1.5 * x_t.square().sum())
-    assert x_t.grad is None  # the caller's tensor is left alone
-    assert not x_t.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["", "R1", "both"])
 def test_an_unknown_penalty_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="must be 'r1' or 'conditional'"):
-        gradient_penalty(Quadratic(), DIFFUSION, randn(1, 2), randn(1, 2), torch.tensor([0]), kind)
+        penalty_of(Quadratic(), randn(1, 2), randn(1, 2), torch.tensor([0]), kind)
