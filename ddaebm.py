@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 ))  # fmt: skip
 
 _BUNDLE_HELP = "shipped bundle by name, or a bundle folder"
+_CLASSIFIER_HELP = "shipped classifier by name, or a file of `classifier`, to measure samples by"
 _PATH_HELP = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or hf:NAME[:split]"
 
 
@@ -118,33 +119,70 @@ def export(
     data: Annotated[str | None, typer.Option(help="the training data, if it has moved")] = None,
     test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
+    classifier: Annotated[str | None, typer.Option(help=f"{_CLASSIFIER_HELP}; for the model card")] = None,
 ) -> None:
     """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
     from training.export import export as make
 
-    bundle, errors = make(run, out, name, data, test, dict(map(_assignment, ood or [])))
+    bundle, errors = make(run, out, name, data, test, dict(map(_assignment, ood or [])), classifier)
     for file, error in errors.items():
         print(f"{file}: relative error {error:.1e} against torch")
     print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
 
 
 @app.command()
+def classifier(
+    data: Annotated[str, typer.Argument(help="the training data: CLASS/FILE, or IDX with its labels beside it")],
+    out: Annotated[Path, typer.Option(help=".safetensors file to write")],
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train the small classifier that `evaluate` and `export` measure samples by."""
+    from model.readers import find_contract
+    from training.classifier import train_classifier, write_classifier
+    from training.labels import read_labelled
+
+    def report(epoch: int, loss: float) -> None:
+        print(f"epoch {epoch}/{epochs}  loss {loss:.4f}", file=sys.stderr)
+
+    labelled = read_labelled(data, find_contract(data))
+    trained, accuracy = train_classifier(labelled, epochs, seed, report)
+    sha256 = write_classifier(out, trained)
+    print(f"{out}: {len(labelled.classes)} classes, right on {accuracy:.4f} of the held-out images; sha256 {sha256}")
+
+
+@app.command()
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="shipped bundle by name, or a bundle folder")],
+    source: Annotated[str, typer.Argument(help=f"{_BUNDLE_HELP}, or a run folder")],
     data: Annotated[str, typer.Option(help="test images that were not trained on")],
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images")] = None,
+    classifier: Annotated[str | None, typer.Option(help=f"{_CLASSIFIER_HELP}; needs --train")] = None,
+    train: Annotated[str | None, typer.Option(help="the training data, whose held-out part is the floor")] = None,
+    samples: Annotated[int, typer.Option("-n", min=2, help="samples to measure")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
 ) -> None:
-    """False alarms and AUROC of a bundle's OOD score, as JSON."""
-    from model.bundle import find_bundle, load_bundle
+    """False alarms and AUROC of the OOD score, and how near samples come to real images, as JSON."""
     from model.readers import read_images
     from model.runtime import BundleRuntime
+    from training.classifier import read_classifier
+    from training.data import split
     from training.evaluate import ood_report
+    from training.export import open_model
+    from training.quality import quality_report
 
-    loaded = load_bundle(find_bundle(bundle))
-    others = {label: read_images(path, loaded.contract) for label, path in map(_assignment, ood or [])}
-    test = read_images(data, loaded.contract)
-    runtime = BundleRuntime(loaded)
-    print(json.dumps(ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others), indent=2))
+    if (classifier is None) != (train is None):
+        raise typer.BadParameter("--classifier and --train go together: samples are measured beside held-out images")
+    with open_model(source) as loaded:
+        others = {label: read_images(path, loaded.contract) for label, path in map(_assignment, ood or [])}
+        test = read_images(data, loaded.contract)
+        runtime = BundleRuntime(loaded)
+        report = ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others)
+        if classifier and train:
+            unseen = split(read_images(train, loaded.contract)).held_out
+            report["samples"] = quality_report(
+                runtime.sample, *read_classifier(classifier), test, unseen, samples, seed
+            )
+    print(json.dumps(report, indent=2))
 
 
 @app.command()

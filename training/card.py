@@ -77,4 +77,24 @@ Against other data (AUROC with OOD as the positive class):
 | set | images | AUROC of the score | AUROC of each level's energy alone | caught at alpha = 0.05 |
 |---|---|---|---|---|
 {sets}
+{_samples(report["samples"]) if "samples" in report else ""}"""
+
+
+def _samples(report: Mapping[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {what} | {values['fd_classifier']:.2f} | {values['kid']:.4f} | {values['precision']:.3f}"
+        f" | {values['recall']:.3f} |"
+        for what, values in (("samples", report), ("unseen real images", report["floor"]))
+    )
+    classes = ", ".join(f"{name} {count}" for name, count in report["classes"].items())
+    return f"""
+{report["images"]} samples of seed {report["seed"]} against the test images, in the features of the classifier
+`{report["classifier"][:12]}` (`ddaebm classifier`), and beside them {report["floor"]["images"]} held-out images, which
+are as near as a perfect model would come:
+
+| | FD-classifier | KID | precision | recall |
+|---|---|---|---|---|
+{rows}
+
+What the classifier takes the first {sum(report["classes"].values())} samples for: {classes}.
 """

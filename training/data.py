@@ -36,6 +36,11 @@ class Splits:
     choice: NDArray[Any]
     calibration: NDArray[Any]
 
+    @property
+    def held_out(self) -> NDArray[Any]:
+        """All that the networks do not see."""
+        return np.concatenate([self.reference, self.choice, self.calibration])
+
     def digests(self) -> dict[str, dict[str, Any]]:
         """Size and sha256 of the bytes of each part, in its fixed order."""
         parts = {name: getattr(self, name) for name in ("train", "reference", "choice", "calibration")}
@@ -63,8 +68,9 @@ def split(data: NDArray[Any]) -> Splits:
 
 def describe(config: TrainConfig, parts: Splits) -> str:
     """One line for who starts a run: what the data are, and what is made of them."""
-    held_out = len(parts.reference) + len(parts.choice) + len(parts.calibration)
-    counts = f"{len(parts.train)} to train on, {held_out} held out, {len(parts.calibration)} of them for p-values"
+    counts = (
+        f"{len(parts.train)} to train on, {len(parts.held_out)} held out, {len(parts.calibration)} of them for p-values"
+    )
     network = config.network
     if not network.is_image:
         return f"{config.data}: {counts}"

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from model.bundle import Bundle, require_replaceable, write_bundle
+from model.bundle import Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
 from model.config import ModelConfig
 from model.errors import CheckpointError, ParityError
 from model.graphs import EnergyGraph, SamplerGraph
@@ -27,9 +29,11 @@ from model.sampling import Noise, draw_noise
 from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
+from training.classifier import read_classifier
 from training.config import TrainConfig
 from training.data import MADE, contract, load_data, split
 from training.evaluate import level_rows, ood_report
+from training.quality import quality_report
 from training.recipes import IMAGES, make_config
 from training.step import TrainState, make_state
 
@@ -128,6 +132,7 @@ def export(
     data: str | None = None,
     test: str | None = None,
     ood: Mapping[str, str] | None = None,
+    classifier: str | None = None,
 ) -> tuple[Bundle, dict[str, float]]:
     """Make a calibrated bundle of the newest checkpoint of `run` in folder `out`.
 
@@ -135,6 +140,7 @@ def export(
         data: where the training data is now, if it has moved.
         test: in-distribution images that were not trained on, and
         ood: other images by name; with both, the model card tells how well they are told apart.
+        classifier: of the training data's classes; with `test`, the model card tells how near samples come to them.
 
     Returns:
         The bundle, read back, and the parity error of each graph.
@@ -159,12 +165,36 @@ def export(
     if test:
         wanted = contract(network)
         others = {label: read_images(path, wanted) for label, path in (ood or {}).items()}
-        report = ood_report(energy, scorer, network.num_steps, read_images(test, wanted), others)
+        images = read_images(test, wanted)
+        report = ood_report(energy, scorer, network.num_steps, images, others)
+        if classifier:
+            sampler = make_session(files["sampler.onnx"])
+            report["samples"] = quality_report(
+                lambda seeds: run_sampler(sampler, network, seeds),
+                *read_classifier(classifier),
+                images,
+                splits.held_out,
+            )
     name = name or config.recipe
     card = model_card(name, train_command(config), training, digests, scorer, report)
     files["README.md"] = card.encode()
     bundle = write_bundle(out, name, network, contract(network), scorer, training, digests, files, report)
     return bundle, errors
+
+
+@contextmanager
+def open_model(source: str) -> Iterator[Bundle]:
+    """The bundle that `source` names or, of a run folder, the one that it would export now.
+
+    Raises:
+        ParityError, CheckpointError, DataError, BundleError: as `export` and `model.bundle.load_bundle`.
+    """
+    if not Path(source, "checkpoints").is_dir():
+        yield load_bundle(find_bundle(source))
+        return
+    with TemporaryDirectory() as folder:
+        bundle, _ = export(Path(source), Path(folder) / "bundle")
+        yield bundle
 
 
 def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes], dict[str, float]]:

@@ -94,6 +94,8 @@ def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tu
 
 def _share_among(points: Tensor, others: Tensor, neighbours: int) -> float:
     # Its own distance, 0, is the first. In blocks, since all distances at once would be gigabytes.
-    radii = torch.cat([torch.cdist(block, others).kthvalue(neighbours + 1).values for block in others.split(1_000)])
-    inside = [(torch.cdist(block, others) <= radii).any(1) for block in points.split(1_000)]
+    radii = torch.cat(
+        [torch.cdist(block, others).kthvalue(neighbours + 1).values for block in torch.split(others, 1_000)]
+    )
+    inside = [(torch.cdist(block, others) <= radii).any(1) for block in torch.split(points, 1_000)]
     return torch.cat(inside).double().mean().item()

@@ -1,5 +1,6 @@
 """How near a bundle's samples come to real images, seen through a classifier's features."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from model.noise import image_seeds
 from model.progress import progress
-from model.runtime import BundleRuntime
 from training.classifier import Classifier, describe_images
 from training.metrics import frechet_distance, kernel_distance, precision_recall
 
@@ -17,8 +17,9 @@ COUNTED = 1_000  # samples whose classes are counted
 
 
 def quality_report(
-    runtime: BundleRuntime,
+    sample: Callable[[NDArray[np.int64]], NDArray[np.uint8]],
     classifier: Classifier,
+    classifier_sha256: str,
     test: NDArray[np.uint8],
     unseen: NDArray[np.uint8],
     count: int = 10_000,
@@ -27,6 +28,7 @@ def quality_report(
     """Distances of `count` samples from the `test` images and, beside them, those of other real images.
 
     Args:
+        sample: seeds (B,) -> images (B, H, W, C).
         test, unseen: real images (N, H, W, C) that neither the networks nor the classifier were trained on. The
             numbers of `unseen`, at most `count` of them, are what a perfect model would reach: the floor.
 
@@ -40,13 +42,14 @@ def quality_report(
     with progress("sample", count) as tick:
         for start in range(0, count, BATCH):
             seeds = image_seeds(seed, count)[start : start + BATCH]
-            samples.append(runtime.sample(seeds))
+            samples.append(sample(seeds))
             tick(len(seeds))
     generated, labels = describe_images(classifier, np.concatenate(samples))
     counts = np.bincount(labels[:COUNTED], minlength=len(classifier.classes))
     return {
-        "samples": count,
+        "images": count,
         "seed": seed,
+        "classifier": classifier_sha256,
         **_distances(real, generated),
         "floor": {"images": len(floor), **_distances(real, floor)},
         "classes": dict(zip(classifier.classes, counts.tolist(), strict=True)),

@@ -47,8 +47,10 @@ def draw(config: TrainConfig, step: int, batch: int, device: torch.device) -> Dr
     rng = torch.Generator(device).manual_seed(random_word(config.seed, step + 1))
     shape, latent = (batch, *config.network.data_shape), (batch, config.network.latent_dim)
     k = torch.randint(config.network.num_steps, (batch,), generator=rng, device=device)
-    eps = [torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)]
-    return Draws(k, *eps, torch.rand(batch, generator=rng, device=device))
+    eps_t, eps_tp1, eps_gen, z, eps_z = (
+        torch.randn(s, generator=rng, device=device) for s in (shape, shape, shape, latent, latent)
+    )
+    return Draws(k, eps_t, eps_tp1, eps_gen, z, eps_z, torch.rand(batch, generator=rng, device=device))
 
 
 @dataclass

@@ -48,3 +48,18 @@ def test_the_report_s_numbers_stand_on_the_card() -> None:
 def test_no_line_of_a_paragraph_is_indented_into_code_but_the_command() -> None:
     indented = [line for line in card(REPORT).splitlines() if line.startswith("    ")]
     assert indented == ["    ddaebm train debug --out RUN"]
+
+
+def test_samples_stand_beside_what_a_perfect_model_would_reach() -> None:
+    measured = {"fd_classifier": 12.345, "kid": 0.01234, "precision": 0.71, "recall": 0.42}
+    floor = {"images": 800, "fd_classifier": 1.5, "kid": 0.0002, "precision": 0.9, "recall": 0.91}
+    samples = {"images": 1000, "seed": 3, "classifier": "abcdef0123456789", **measured, "floor": floor,
+               "classes": {"cat": 600, "dog": 400}}  # fmt: skip
+    text = card({**REPORT, "samples": samples})
+    assert "1000 samples of seed 3 against the test images" in text
+    assert "`abcdef012345`" in text
+    assert (
+        "| samples | 12.35 | 0.0123 | 0.710 | 0.420 |\n| unseen real images | 1.50 | 0.0002 | 0.900 | 0.910 |" in text
+    )
+    assert "takes the first 1000 samples for: cat 600, dog 400." in text
+    assert "FD-classifier" not in card(REPORT)

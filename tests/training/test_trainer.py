@@ -70,8 +70,9 @@ def test_same_seed_same_files_whatever_the_global_generators(whole_run: Path, tm
     "setting",
     [{"seed": "1"}, {"gamma": "1"}, {"gradient_penalty": "conditional"}, {"entropy_weight": "1"},
      {"contrast": "relativistic"}, {"penalize_generated": "true"}, {"flip": "true"},
-     {"denoise_weight": "0.1", "network.energy_denoises": "true"}, {"value_penalty": "1"}, {"precision": "bf16"}, {"likelihood_floor": "1e-2"}, {"noise_at_zero": "true"},
-     {"lr_energy": "1e-3"}, {"lr_generator": "1e-3"}, {"lr_final": "1e-3"}, {"adam_betas": "0.5,0.9"}],
+     {"denoise_weight": "0.1", "network.energy_denoises": "true"}, {"value_penalty": "1"}, {"precision": "bf16"},
+     {"likelihood_floor": "1e-2"}, {"noise_at_zero": "true"}, {"lr_energy": "1e-3"}, {"lr_generator": "1e-3"},
+     {"lr_final": "1e-3"}, {"adam_betas": "0.5,0.9"}],
     ids=str,
 )  # fmt: skip
 def test_every_setting_changes_the_weights(tmp_path: Path, setting: dict[str, str]) -> None:
