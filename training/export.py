@@ -205,6 +205,8 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
     """
     network = config.network
     nets = state.generator_ema, state.energy_net_ema
+    for net in nets:
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # training's layout is no file's
     files = {file: to_onnx(graph) for file, graph in make_graphs(network, *nets, batch=3).items()}
     sessions = {file: make_session(contents) for file, contents in files.items()}
     # Another batch size than the traced one, or a size frozen by tracing would go unseen.

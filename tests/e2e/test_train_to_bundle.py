@@ -1,5 +1,6 @@
 """From nothing to a bundle by the commands alone: train, resume, export, evaluate, sample."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model.images import encode_png
 from tests.e2e.conftest import COMMAND, PATIENCE, Cli, check_failure, environment, run_cli
 
 TINY = ["network.num_steps=2", "network.widths=8", "network.norm_groups=2", "batch_size=4", "checkpoint_every=1"]
@@ -72,6 +74,7 @@ def test_resuming_goes_on_to_more_steps(call: Cli, run: Path, tmp_path: Path) ->
         ("train fashion-mnist --out new", "--data"),
         ("export missing --out new", "missing"),
         ("evaluate missing --data missing", "missing"),
+        ("classifier missing --out new.safetensors", "missing"),
     ],
 )
 def test_what_cannot_be_done_exits_with_1_and_makes_nothing(
@@ -99,6 +102,42 @@ def test_the_bundle_is_evaluated_and_sampled(bundle: Path, folder: Path) -> None
     assert report["ood"]["black"]["images"] == 5
     assert 0 <= report["ood"]["black"]["auroc"] <= 1
     assert len(report["ood"]["black"]["auroc_of_each_energy"]) == 2
+
+
+def test_samples_are_measured_by_a_classifier_of_one_s_own(run: Path, folder: Path) -> None:
+    """Of a run as of the bundle that it would export, and on the model card."""
+    rng = np.random.default_rng(0)
+    for label, top in (("dark", 90), ("bright", 255)):
+        for i in range(60):
+            (folder / "labelled" / label).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(top // 2, top, (16, 16, 1), dtype=np.uint8)
+            (folder / "labelled" / label / f"{i}.png").write_bytes(encode_png(pixels))
+    done = run_cli("classifier", "labelled", "--out", "own.safetensors", "--epochs", 2, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    sha256 = hashlib.sha256((folder / "own.safetensors").read_bytes()).hexdigest()
+    assert re.search(r"own\.safetensors: 2 classes, right on [01]\.\d+ of the held-out", done.stdout)
+    assert done.stdout.endswith(f"sha256 {sha256}\n")
+
+    measure = ["--classifier", "own.safetensors", "--train", "labelled", "-n", 40, "--seed", 9]
+    reports = []
+    for source in ("run", "bundle"):
+        done = run_cli("evaluate", source, "--data", "labelled", *measure, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout)["samples"])
+    assert reports[0] == reports[1]
+    assert (reports[0]["images"], reports[0]["seed"], reports[0]["classifier"]) == (40, 9, sha256)
+    assert reports[0]["floor"]["images"] == 24  # a fifth of 120
+    assert sum(reports[0]["classes"].values()) == 40
+
+    done = run_cli("export", "run", "--out", "measured", "--test", "labelled", "--classifier", "own.safetensors",
+                   cwd=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"the classifier\n`{sha256[:12]}`" in (folder / "measured" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("alone", [["--classifier", "x"], ["--train", "x"]], ids=str)
+def test_a_classifier_without_a_floor_is_bad_usage(call: Cli, alone: list[str]) -> None:
+    check_failure(call("evaluate", "missing", "--data", "missing", *alone), 2, "--classifier and --train go together")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

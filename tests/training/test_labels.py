@@ -73,7 +73,7 @@ def test_other_labels_are_refused(tmp_path: Path, labels: bytes, count: int | No
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     file = write_idx(tmp_path, b"\0\1\2")
     file.with_name("train-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match="train-labels-idx1-ubyte: the labels of train-images.* cannot be read"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte: the labels of train-images.* cannot be read"):
         read_labelled(file, GREY)
 
 

@@ -1,0 +1,163 @@
+"""Variants of a recipe, each one change away from it, trained at the same number of training FLOP and measured.
+
+    python -P benchmarks/search.py --data fashion-mnist --test t10k-images-idx3-ubyte.gz --ood mnist=MNIST \\
+        --classifier fashion-mnist --out runs/search [NAME ...]
+
+With no name, all that have no result yet. A variant that is interrupted goes on where it stopped; several processes may
+share the folder, each with its own names. In the end the table of all results, for docs/results.md. -P, or the
+benchmark `training.py` beside it would be the package.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from model.diffusion import Diffusion
+from model.files import write_file
+from model.readers import read_images
+from model.runtime import BundleRuntime
+from model.schedule import make_schedule
+from training.classifier import read_classifier
+from training.config import TrainConfig
+from training.data import contract, load_data, split
+from training.evaluate import ood_report
+from training.export import open_model
+from training.quality import quality_report
+from training.recipes import make_config
+from training.step import draw, make_state, train_step
+from training.trainer import train
+
+# What all of them share, but for what each one changes: a lazy penalty, since it buys a quarter more steps.
+BASE = {"penalty_every": "16", "sample_every": "100000", "checkpoint_every": "250"}
+VARIANTS: dict[str, dict[str, str]] = {
+    "base": {},
+    "base-seed-1": {"seed": "1"},
+    "penalty-each": {"penalty_every": "1"},
+    "lambda-1": {"entropy_weight": "1.0"},
+    "patch-4": {"network.patch_size": "4", "network.widths": "96"},
+    "batch-32": {"batch_size": "32"},
+    "widths-24-96": {"network.widths": "24,96"},
+    "siddm-1": {"denoise_weight": "1.0", "network.energy_denoises": "true"},
+    "siddm-0.1": {"denoise_weight": "0.1", "network.energy_denoises": "true"},
+    "relativistic": {"contrast": "relativistic"},
+    "r3gan": {"contrast": "relativistic", "penalize_generated": "true"},
+    "constant-lr": {"lr_final": "2e-4"},
+    "conditional": {"gradient_penalty": "conditional"},
+    "T-2": {"network.num_steps": "2"},
+    "lr-4e-4": {"lr_generator": "4e-4", "lr_energy": "4e-4"},
+    "attention-7": {"network.attention": "7"},
+    "nll": {"likelihood_floor": "0.01"},
+    "gamma-0.1": {"gamma": "0.1"},
+    "fir": {"network.resample": "fir"},
+    "noise-at-zero": {"noise_at_zero": "true"},
+    "flip": {"flip": "true"},
+    "latent-128": {"network.latent_dim": "128"},
+    "adam-beta2-0.99": {"adam_betas": "0.0,0.99"},
+}
+
+
+class CountFlop(TorchDispatchMode):
+    """Counts as torch.utils.flop_counter does, whose own counter cannot follow a gradient of a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flop += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flop_per_step(config: TrainConfig, batch: int = 4) -> float:
+    """Mean over the steps with and without a penalty, of the whole batch."""
+    state, diffusion = make_state(config), Diffusion(make_schedule(config.network))
+    x_clean, accelerator = torch.zeros(batch, *config.network.data_shape), Accelerator(cpu=True)
+    flop = []
+    for state.step in (0, 1):
+        draws = draw(config, state.step, batch, torch.device("cpu"))
+        with CountFlop() as counter:
+            train_step(config, diffusion, state, x_clean, draws, accelerator)
+        flop.append(counter.flop / batch)
+    penalised, plain = flop
+    return config.batch_size * (plain + (penalised - plain) / config.penalty_every)
+
+
+def sampler_flop(config: TrainConfig) -> float:
+    """One image: T calls of the generator."""
+    network, generator = config.network, make_state(config).generator_ema
+    with CountFlop() as counter:
+        generator(torch.zeros(1, *network.data_shape), torch.zeros(1, network.latent_dim), torch.zeros(1).long())
+    return network.num_steps * counter.flop
+
+
+def run_variant(name: str, args: argparse.Namespace) -> None:
+    result = args.out / name / "result.json"
+    if result.exists():
+        return
+    config = make_config(args.recipe).override({**BASE, "data": args.data, **VARIANTS[name]})
+    steps = round(args.budget / flop_per_step(config))
+    config = config.override({"steps": str(steps)})
+    print(f"{name}: {steps} steps", flush=True)
+    began = time.monotonic()
+    train(config, split(load_data(config.data, config.network)).train, args.out / name, device="cpu")
+    seconds = time.monotonic() - began
+    with open_model(str(args.out / name)) as bundle:
+        runtime, form = BundleRuntime(bundle, threads=1), contract(config.network)
+        test, unseen = read_images(args.test, form), split(read_images(args.data, form)).held_out
+        others = {label: read_images(path, form) for label, path in args.ood}
+        report = ood_report(runtime.energy, bundle.scorer, config.network.num_steps, test, others)
+        samples = quality_report(runtime.sample, *read_classifier(args.classifier), test, unseen)
+    flop = sampler_flop(config)
+    line = {"steps": steps, "seconds": seconds, "sampler_flop": flop, "samples": samples, "ood": report["ood"]}
+    write_file(result, json.dumps({"settings": VARIANTS[name], **line}, indent=2).encode())
+
+
+def table(out: Path) -> str:
+    """A Markdown row a result, the best first."""
+    results = {path.parent.name: json.loads(path.read_text()) for path in out.glob("*/result.json")}
+    sets = sorted({label for result in results.values() for label in result["ood"]})
+    rows = [
+        "| run | what is changed | steps | GFLOP an image | FD-classifier | KID | precision | recall | "
+        + " | ".join(f"AUROC {label}" for label in sets) + " | minutes |",
+        "|---" * (9 + len(sets)) + "|",
+    ]  # fmt: skip
+    for name, result in sorted(results.items(), key=lambda item: item[1]["samples"]["fd_classifier"]):
+        samples = result["samples"]
+        changes = ", ".join(f"`{key}={value}`" for key, value in result["settings"].items()) or "–"
+        aurocs = " | ".join(f"{result['ood'][label]['auroc']:.3f}" for label in sets)
+        rows.append(
+            f"| {name} | {changes} | {result['steps']} | {result['sampler_flop'] / 1e9:.2f}"
+            f" | {samples['fd_classifier']:.2f} | {samples['kid']:.3f} | {samples['precision']:.3f}"
+            f" | {samples['recall']:.3f} | {aurocs} | {result['seconds'] / 60:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(VARIANTS))
+    parser.add_argument("--recipe", default="fashion-mnist")
+    for option in ("--data", "--test", "--classifier"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--ood", action="append", default=[], type=lambda text: tuple(text.split("=", 1)))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--budget", type=float, default=25e12, help="training FLOP")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for name in args.names or VARIANTS:
+        run_variant(name, args)
+    print(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
