@@ -68,7 +68,14 @@ VARIANTS: dict[str, dict[str, str]] = {
     "latent-128": {"network.latent_dim": "128"},
     "T-2": {"network.num_steps": "2"},
     "beta-14": {"network.beta_max": "14.0"},
-    # two changes, once the first of each was known to help
+    # two or three changes, once the first of each was known to help
+    "nll-0.01-batch-32": {"likelihood_floor": "0.01", "batch_size": "32"},
+    "nll-0.01-batch-32-siddm-0.1": {
+        "likelihood_floor": "0.01",
+        "batch_size": "32",
+        "denoise_weight": "0.1",
+        "network.energy_denoises": "true",
+    },
     "nll-0.01-penalty-4": {"likelihood_floor": "0.01", "penalty_every": "4"},
     "nll-0.01-lr-4e-4": {"likelihood_floor": "0.01", "lr_generator": "4e-4", "lr_energy": "4e-4"},
 }
