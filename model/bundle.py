@@ -28,10 +28,16 @@ from model.files import read_arrays, write_folder
 from model.images import Contract
 from model.scoring import Scorer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, FORMAT_VERSION)  # the graphs of 1 had the weights in them as well
 MANIFEST = "bundle.json"
 SHIPPED = Path(__file__).parent / "bundles"
-_REQUIRED = ("sampler.onnx", "generator.onnx", "energy.onnx", "calibration.npz")
+WEIGHTS = {
+    "sampler.onnx": "generator.safetensors",
+    "generator.onnx": "generator.safetensors",
+    "energy.onnx": "energy_net.safetensors",
+}  # of each graph: it refers to them, so that a bundle has each number once
+_REQUIRED = (*WEIGHTS, *WEIGHTS.values(), "calibration.npz")
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,9 @@ def load_bundle(path: Path) -> Bundle:
             raise TypeError("format_version must be a whole number and files an object")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{manifest_path}: not a bundle manifest ({error!r})") from error
-    if version != FORMAT_VERSION:
+    if version not in _READABLE:
         raise BundleVersionError(
-            f"{path}: bundle format {version}, this release reads {FORMAT_VERSION};"
+            f"{path}: bundle format {version}, this release reads {' and '.join(map(str, _READABLE))};"
             " upgrade ddaebm or export the bundle again"
         )
     for name, expected in files.items():

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +21,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from model.bundle import Bundle
+from model.bundle import WEIGHTS, Bundle
 from model.config import ModelConfig
 from model.errors import BundleError, ConfigError
 from model.sampling import draw_noise
@@ -120,10 +120,17 @@ def engine_cache(digest: str, folder: str = "") -> Path:
 
 
 def make_session(
-    graph: bytes | str, providers: Sequence[str] = (CPU,), threads: int = 0, cache: Path | None = None
+    name: str,
+    files: Mapping[str, bytes],
+    providers: Sequence[str] = (CPU,),
+    threads: int = 0,
+    cache: Path | None = None,
 ) -> Session:
-    """A session over one ONNX graph; threads = 0 takes one a physical core."""
+    """A session over the graph `name` among a bundle's `files`; threads = 0 takes one a physical core."""
+    graph, weights = files[name], files[WEIGHTS[name]]
     options = ort.SessionOptions()
+    # Given like this, no other file than this one is opened, whatever a graph refers to.
+    options.add_external_initializers_from_files_in_memory([WEIGHTS[name]], [weights], [len(weights)])
     options.intra_op_num_threads = threads
     # The arena keeps the largest batch of every size for ever: half of the memory, and no time won.
     options.enable_cpu_mem_arena = False
@@ -164,9 +171,9 @@ class BundleRuntime:
     def _start(self, name: str, threads: int, cache: Path | None) -> Session:
         wanted = self.providers[0]
         advice = "docs/gpu.md says what it needs; device=cpu (the service: DDAEBM_DEVICE=cpu) needs none of it"
-        graph = self.bundle.read(name)
+        files = {file: self.bundle.read(file) for file in (name, WEIGHTS[name])}
         try:
-            session = make_session(graph, self.providers, threads, cache)
+            session = make_session(name, files, self.providers, threads, cache)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             reason = " ".join(str(error).split())
             if wanted == CPU:

@@ -3,10 +3,16 @@
 Torch is imported inside the fixtures alone, so that the tests of serving can show that it is not needed.
 """
 
+import hashlib
+import json
 import os
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+
+from model.bundle import MANIFEST
 
 # Torch's threads wait for each other by spinning, which on a busy machine turns milliseconds into
 # seconds; the tests' networks are too small to gain from a second one. Read when torch is imported.
@@ -38,3 +44,19 @@ def debug_bundle(debug_run: Path) -> Path:
     out = debug_run.parent / "bundle"
     export(debug_run, out)
     return out
+
+
+@pytest.fixture
+def forge(debug_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of `debug_bundle` with other files and manifest fields, and the right hashes."""
+
+    def make(files: Mapping[str, bytes], **fields: object) -> Path:
+        copy = Path(shutil.copytree(debug_bundle, tmp_path / "forged", dirs_exist_ok=True))
+        manifest = json.loads((copy / MANIFEST).read_text()) | fields
+        for name, contents in files.items():
+            (copy / name).write_bytes(contents)
+            manifest["files"][name] = hashlib.sha256(contents).hexdigest()
+        (copy / MANIFEST).write_text(json.dumps(manifest))
+        return copy
+
+    return make

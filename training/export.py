@@ -1,31 +1,21 @@
-"""A checkpoint's EMA networks -> a calibrated bundle: ONNX graphs, a parity gate, p-values, a model card."""
+"""A checkpoint's EMA networks -> a calibrated bundle: ONNX graphs, their weights, p-values, a model card."""
 
 import json
-import logging
-import math
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
 
-from model.bundle import Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
-from model.config import ModelConfig
-from model.errors import CheckpointError, ParityError
-from model.graphs import EnergyGraph, SamplerGraph
+from model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
+from model.errors import CheckpointError
 from model.images import encode_png, make_grid
-from model.networks import EnergyNet, Generator
 from model.noise import image_seeds
 from model.readers import read_images
-from model.runtime import Session, make_session, run_sampler
-from model.sampling import Noise, draw_noise
+from model.runtime import make_session, run_sampler
 from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
@@ -36,76 +26,7 @@ from training.evaluate import level_rows, ood_report
 from training.quality import quality_report
 from training.recipes import IMAGES, make_config
 from training.step import TrainState, make_state
-
-MAX_PARITY_ERROR = 1e-3
-
-
-class Graph(NamedTuple):
-    """One ONNX file: what to trace, and the names of what goes in and out."""
-
-    module: nn.Module
-    example: tuple[Tensor, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet, batch: int) -> dict[str, Graph]:
-    """The bundle's three graphs by file name, with random examples of `batch`."""
-    noise = draw_noise(config, torch.arange(batch))
-    channels, height, width = config.data_shape
-    images = torch.randint(256, (batch, height, width, channels), dtype=torch.uint8)
-    return {
-        "sampler.onnx": Graph(SamplerGraph(generator, config), tuple(noise), Noise._fields, ("images",)),
-        "generator.onnx": Graph(generator, (noise.x_T, noise.z[:, 0], torch.arange(batch) % config.num_steps),
-                                ("x_tp1", "z", "k"), ("x0_hat",)),
-        "energy.onnx": Graph(EnergyGraph(energy_net, config), (images,), ("images",),
-                             ("energies", "energy_map", "features")),
-    }  # fmt: skip
-
-
-def to_onnx(graph: Graph) -> bytes:
-    """Trace to ONNX with a free batch size."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            graph.module, graph.example, dynamo=True, verbose=False,
-            input_names=list(graph.inputs), output_names=list(graph.outputs),
-            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in graph.example),
-        )  # fmt: skip
-    assert program is not None
-    for node in program.model.graph:  # traces of source files say nothing to who loads the graph
-        node.metadata_props.clear()
-    program.model.graph.metadata_props.clear()
-    contents: bytes = program.model_proto.SerializeToString()
-    return contents
-
-
-@torch.no_grad()
-def parity(graph: Graph, session: Session) -> float:
-    """Largest relative error ‖onnx - torch‖/‖torch‖ over the outputs, on the graph's example.
-
-    A NaN on either side is infinite error.
-    """
-    expected = graph.module(*graph.example)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    feeds = {name: value.numpy() for name, value in zip(graph.inputs, graph.example, strict=True)}
-    worst = 0.0
-    for actual, wanted in zip(session.run(list(graph.outputs), feeds), expected, strict=True):
-        error = relative_error(actual.astype(np.float64), wanted.double().numpy())
-        worst = max(worst, error if math.isfinite(error) else math.inf)
-    return worst
-
-
-def relative_error(actual: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
-    return float(np.linalg.norm(actual - wanted)) / max(float(np.linalg.norm(wanted)), 1e-12)
-
-
-def require_parity(errors: Mapping[str, float]) -> None:
-    """Raises ParityError where a graph is further than `MAX_PARITY_ERROR` from its network."""
-    if bad := {name: error for name, error in errors.items() if not error <= MAX_PARITY_ERROR}:
-        worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
-        raise ParityError(f"not exported: relative error above {MAX_PARITY_ERROR:g} between ONNX and torch: {worst}")
+from training.tracing import make_graphs, parity, require_parity, to_onnx
 
 
 def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
@@ -156,7 +77,7 @@ def export(
         raise CheckpointError(f"{run}: a model of points has no bundle; only images are served")
     splits = split(load_data(data or config.data, network))
     files, errors = make_files(config, state)
-    energy = make_session(files["energy.onnx"])
+    energy = make_session("energy.onnx", files)
     scorer = fit_scorer(level_rows(energy, splits.reference), level_rows(energy, splits.calibration))
 
     training = training_summary(config, state.step)
@@ -168,7 +89,7 @@ def export(
         images = read_images(test, wanted)
         report = ood_report(energy, scorer, network.num_steps, images, others)
         if classifier:
-            sampler = make_session(files["sampler.onnx"])
+            sampler = make_session("sampler.onnx", files)
             report["samples"] = quality_report(
                 lambda seeds: run_sampler(sampler, network, seeds),
                 *read_classifier(classifier),
@@ -207,13 +128,16 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
     nets = state.generator_ema, state.energy_net_ema
     for net in nets:
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # training's layout is no file's
-    files = {file: to_onnx(graph) for file, graph in make_graphs(network, *nets, batch=3).items()}
-    sessions = {file: make_session(contents) for file, contents in files.items()}
+    files = {
+        "generator.safetensors": safetensors_bytes(state.generator_ema.state_dict()),
+        "energy_net.safetensors": safetensors_bytes(state.energy_net_ema.state_dict()),
+    }
+    for file, graph in make_graphs(network, *nets, batch=3).items():
+        files[file] = to_onnx(graph, WEIGHTS[file], files[WEIGHTS[file]])
+    sessions = {file: make_session(file, files) for file in WEIGHTS}
     # Another batch size than the traced one, or a size frozen by tracing would go unseen.
     errors = {file: parity(graph, sessions[file]) for file, graph in make_graphs(network, *nets, batch=5).items()}
     require_parity(errors)
-    files["generator.safetensors"] = safetensors_bytes(state.generator_ema.state_dict())
-    files["energy_net.safetensors"] = safetensors_bytes(state.energy_net_ema.state_dict())
     files["samples.png"] = encode_png(make_grid(run_sampler(sessions["sampler.onnx"], network, image_seeds(1, 64))))
     return files, errors
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import model.bundle
-from model.bundle import MANIFEST, Bundle, find_bundle, load_bundle, write_bundle
+from model.bundle import MANIFEST, WEIGHTS, Bundle, find_bundle, load_bundle, write_bundle
 from model.config import ModelConfig
 from model.errors import (
     BundleError,
@@ -25,7 +25,8 @@ from model.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.arange(10.0))
-FILES = {"sampler.onnx": b"s" * 100, "generator.onnx": b"g" * 100, "energy.onnx": b"e" * 100, "README.md": b"# demo"}
+NEEDED = [*WEIGHTS, *sorted(set(WEIGHTS.values()))]
+FILES = {name: name.encode() * 10 for name in NEEDED} | {"README.md": b"# demo"}
 
 
 def write(path: Path, name: str = "demo", files: dict[str, bytes] = FILES) -> Bundle:
@@ -102,14 +103,14 @@ def test_a_folder_that_is_not_there_is_missing(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["sampler.onnx", "generator.onnx", "energy.onnx", "calibration.npz"])
+@pytest.mark.parametrize("name", [*NEEDED, "calibration.npz"])
 def test_a_manifest_must_name_what_serving_needs(bundle: Path, name: str) -> None:
     edit(bundle, lambda m: m["files"].pop(name))
     with pytest.raises(BundleMissingFileError, match=name):
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [2, 0, 99])
+@pytest.mark.parametrize("version", [3, 0, 99])
 def test_another_format_version_is_refused(bundle: Path, version: int) -> None:
     edit(bundle, lambda m: m.update(format_version=version))
     with pytest.raises(BundleVersionError, match=f"format {version}"):

@@ -1,20 +1,20 @@
 """A real bundle on ONNX Runtime: the same numbers whatever shares the batch, and the same as torch."""
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 import model.runtime
-from model.bundle import MANIFEST, load_bundle
+from model.bundle import WEIGHTS, load_bundle
 from model.errors import BundleError, ConfigError
 from model.graphs import to_pixels
 from model.runtime import BundleRuntime, choose_providers, engine_cache
@@ -24,6 +24,7 @@ from training.data import load_data, split, to_tensor
 from training.export import load_run
 from training.trainer import generate
 
+Forge = Callable[..., Path]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 GPU_BUILD = [TENSORRT, CUDA, CPU]  # what onnxruntime-gpu lists, whatever the machine has
 
@@ -227,14 +228,37 @@ def test_noise_is_told_from_the_training_images(runtime: BundleRuntime) -> None:
 
 
 @pytest.mark.parametrize("name", ["sampler.onnx", "energy.onnx"])
-def test_a_graph_that_is_none_is_a_bundle_error(debug_bundle: Path, tmp_path: Path, name: str) -> None:
-    copy = Path(shutil.copytree(debug_bundle, tmp_path / "copy"))
-    (copy / name).write_bytes(b"not a graph")
-    manifest = json.loads((copy / MANIFEST).read_text())
-    manifest["files"][name] = hashlib.sha256(b"not a graph").hexdigest()
-    (copy / MANIFEST).write_text(json.dumps(manifest))
+def test_a_graph_that_is_none_is_a_bundle_error(forge: Forge, name: str) -> None:
+    copy = forge({name: b"not a graph"})
     with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
         BundleRuntime(load_bundle(copy), device="cpu")
+
+
+def test_a_graph_without_its_weights_is_a_bundle_error(forge: Forge) -> None:
+    copy = forge({"energy_net.safetensors": b"cut"})
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load energy\.onnx"):
+        BundleRuntime(load_bundle(copy), device="cpu")
+
+
+def test_a_graph_reads_no_other_file_than_its_weights(debug_bundle: Path, forge: Forge, tmp_path: Path) -> None:
+    secret = Path(shutil.copy(debug_bundle / "energy_net.safetensors", tmp_path / "secret"))
+    for place in (str(secret), f"../{secret.name}", "generator.safetensors"):
+        graph = onnx.load(debug_bundle / "energy.onnx", load_external_data=False)
+        for entry in [e for tensor in graph.graph.initializer for e in tensor.external_data if e.key == "location"]:
+            entry.value = place
+        copy = forge({"energy.onnx": graph.SerializeToString()})
+        with pytest.raises(BundleError, match=r"cannot load energy\.onnx .* not found"):
+            BundleRuntime(load_bundle(copy), device="cpu")
+
+
+def test_the_first_format_has_its_weights_in_the_graphs(
+    runtime: BundleRuntime, debug_bundle: Path, forge: Forge
+) -> None:
+    graphs = {name: onnx.load(debug_bundle / name).SerializeToString() for name in WEIGHTS}
+    copy = forge(graphs, format_version=1)
+    seeds = np.arange(3)
+    first = BundleRuntime(load_bundle(copy), device="cpu", threads=1)
+    np.testing.assert_array_equal(first.sample(seeds), runtime.sample(seeds))
 
 
 def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:

@@ -7,42 +7,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import training
-from model.bundle import load_bundle
+from model.bundle import WEIGHTS, load_bundle
 from model.errors import CheckpointError, ParityError
 from model.networks import Generator
-from model.runtime import make_session
+from model.runtime import Session, make_session
 from training import checkpoint
 from training.data import load_data, split
-from training.export import (
-    MAX_PARITY_ERROR,
-    export,
-    load_run,
-    make_files,
-    make_graphs,
-    parity,
-    relative_error,
-    require_parity,
-    train_command,
-)
+from training.export import export, load_run, make_files, train_command
 from training.recipes import make_config
 from training.step import make_state
+from training.tracing import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity
 
-GRAPHS = ["sampler.onnx", "generator.onnx", "energy.onnx"]
+
+def open_graph(bundle: Path, name: str) -> Session:
+    return make_session(name, {file: (bundle / file).read_bytes() for file in (name, WEIGHTS[name])})
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_graphs_compute_what_the_networks_do_at_any_batch_size(
     debug_bundle: Path, debug_run: Path, name: str, batch: int
 ) -> None:
     config, state = load_run(debug_run)
     graph = make_graphs(config.network, state.generator_ema, state.energy_net_ema, batch)[name]
-    assert parity(graph, make_session((debug_bundle / name).read_bytes())) < MAX_PARITY_ERROR / 10
+    assert parity(graph, open_graph(debug_bundle, name)) < MAX_PARITY_ERROR / 10
 
 
 def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -> None:
@@ -56,7 +50,7 @@ def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -
     files, errors = make_files(config, state)
     assert max(errors.values()) < MAX_PARITY_ERROR / 10
     for name, graph in make_graphs(config.network, *nets, batch=4).items():
-        session, outputs = make_session(files[name]), list(graph.outputs)
+        session, outputs = make_session(name, files), list(graph.outputs)
         feeds = {key: value.numpy() for key, value in zip(graph.inputs, graph.example, strict=True)}
         whole = session.run(outputs, feeds)
         for i in range(4):
@@ -65,12 +59,12 @@ def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -
                 np.testing.assert_array_equal(a[0], b[i], err_msg=f"{name}, row {i}")
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_parity_sees_another_network(debug_bundle: Path, debug_run: Path, name: str) -> None:
     config, _ = load_run(debug_run)
     other = make_state(config)
     graph = make_graphs(config.network, other.generator_ema, other.energy_net_ema, 6)[name]
-    error = parity(graph, make_session((debug_bundle / name).read_bytes()))
+    error = parity(graph, open_graph(debug_bundle, name))
     with pytest.raises(ParityError, match=name):
         require_parity({name: error})
 
@@ -80,7 +74,7 @@ def test_nan_is_infinite_error(debug_bundle: Path, debug_run: Path) -> None:
     with torch.no_grad():
         next(state.generator_ema.parameters()).fill_(math.nan)
     graph = make_graphs(config.network, state.generator_ema, state.energy_net_ema, 2)["generator.onnx"]
-    assert parity(graph, make_session((debug_bundle / "generator.onnx").read_bytes())) == math.inf
+    assert parity(graph, open_graph(debug_bundle, "generator.onnx")) == math.inf
 
 
 def test_relative_error() -> None:
@@ -103,6 +97,23 @@ def test_bundle_holds_the_averaged_networks(debug_bundle: Path, debug_run: Path)
         averaged = getattr(state, f"{name}_ema").state_dict()
         torch.testing.assert_close(load_file(debug_bundle / f"{name}.safetensors"), averaged, rtol=0, atol=0)
     assert not torch.equal(*(next(g.parameters()) for g in (state.generator_ema, state.networks.generator)))
+
+
+def test_a_bundle_has_each_weight_once(debug_bundle: Path) -> None:
+    for name, file in WEIGHTS.items():
+        graph = onnx.load(debug_bundle / name, load_external_data=False).graph
+        inside = [tensor for tensor in graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL]
+        assert all(math.prod(tensor.dims) < 200 for tensor in inside), "shapes, steps and the like"
+        outside = {e.value for tensor in graph.initializer for e in tensor.external_data if e.key == "location"}
+        assert outside == {file}
+
+
+def test_a_graph_can_be_opened_where_it_lies(debug_bundle: Path) -> None:
+    from_file = Session(debug_bundle / "energy.onnx", providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), dtype=np.uint8)
+    ours = open_graph(debug_bundle, "energy.onnx")
+    for a, b in zip(from_file.run(None, {"images": images}), ours.run(None, {"images": images}), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_weights_and_manifest_rebuild_the_generator(debug_bundle: Path) -> None:
