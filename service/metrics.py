@@ -49,6 +49,12 @@ class Metrics:
             buckets=_P_VALUES,
             registry=registry,
         )
+        self.drift = Gauge(
+            "ddaebm_drift_log_martingale",
+            "Evidence that scored images are not like the calibration set, ln; service.drift.",
+            ["model"],
+            registry=registry,
+        )
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
         self.reloads = Counter(
             "ddaebm_reloads_total", "Reloads of the bundles on SIGHUP.", ["outcome"], registry=registry

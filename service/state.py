@@ -12,7 +12,9 @@ from fastapi import Depends, Request
 from numpy.typing import NDArray
 
 from model.errors import DdaebmError
+from model.runtime import Explained, Scores
 from service.batching import Arrays, Batcher, BatcherStoppedError, Operation, QueueFullError
+from service.drift import Drift
 from service.engine import Engine
 from service.errors import CLIENT_GONE, Problem
 from service.metrics import Metrics
@@ -31,6 +33,7 @@ class Service:
     metrics: Metrics
     load: Callable[[Engines], Engines]  # those that the settings name, warm; takes the loaded ones over if unchanged
     draining: bool = False
+    drifts: dict[str, Drift] = field(default_factory=dict)  # by digest
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     reload_waits: bool = False
 
@@ -56,8 +59,14 @@ class Service:
 
     def serve(self, engines: Engines) -> None:
         self.engines = engines
+        self.drifts = {
+            engine.digest: self.drifts.get(engine.digest) or Drift(engine.scorer.calibration_scores)
+            for engine in engines.values()
+        }
         self.metrics.model_info.clear()
+        self.metrics.drift.clear()
         for engine in engines.values():
+            self.metrics.drift.labels(engine.name).set(self.drifts[engine.digest].log_martingale)
             self.metrics.model_info.labels(engine.name, engine.digest, engine.backend).set(1)
             logger.info("ready: %s %s on %s", engine.name, engine.digest[:12], engine.backend)
 
@@ -72,6 +81,15 @@ class Service:
         if name not in self.engines:
             raise Problem(404, "unknown-model", f"no model {name[:100]!r}; loaded: {', '.join(self.engines)}")
         return self.engines[name]
+
+    def count_scores(self, engine: Engine, scores: Scores | Explained, alpha: float) -> None:
+        """What a client has sent to be scored goes into the metrics, and into the drift of the engine's model."""
+        for p in scores.p_value:
+            self.metrics.scored.labels(engine.name, "ood" if p <= alpha else "in").inc()
+            self.metrics.p_value.labels(engine.name).observe(p)
+        if drift := self.drifts.get(engine.digest):  # none if a reload took the model away meanwhile
+            drift.update(scores.ood_score)
+            self.metrics.drift.labels(engine.name).set(drift.log_martingale)
 
     def fault(self) -> str | None:
         """Why the service is not ready, or None when it is."""

@@ -50,9 +50,7 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
         raise Problem(first.status, first.type.rpartition(":")[2], first.detail)
     arrays = await service.run(request, engine.explain if query.heatmap else engine.score, np.stack(readable))
     scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
-    for p in scores.p_value:
-        service.metrics.scored.labels(engine.name, "ood" if p <= alpha else "in").inc()
-        service.metrics.p_value.labels(engine.name).observe(p)
+    service.count_scores(engine, scores, alpha)
     if not query.heatmap:
         return respond(engine, alpha, uploads, scores)
     began = time.perf_counter()

@@ -73,6 +73,20 @@ def test_a_reload_that_fails_leaves_everything_as_it_was(client: TestClient, err
     assert metric(client, "ddaebm_model_info", model="first") == 1
 
 
+def test_the_drift_of_a_model_lasts_as_long_as_its_bundle(client: TestClient) -> None:
+    client.post("/v1/scores", files=[("images", png(200 + value)) for value in range(20)])
+    drifted = metric(client, "ddaebm_drift_log_martingale", model="first")
+    assert drifted > 1
+    service_of(client).load = lambda loaded: {"first": FakeEngine("first")}
+    reload(client)
+    assert metric(client, "ddaebm_drift_log_martingale", model="first") == drifted
+    other = FakeEngine("first")
+    other.digest = "1f" * 32
+    service_of(client).load = lambda loaded: {"first": other}
+    reload(client)
+    assert metric(client, "ddaebm_drift_log_martingale", model="first") == 0
+
+
 def test_a_request_that_waits_is_answered_by_the_engine_that_it_began_with(client: TestClient) -> None:
     first = service_of(client).engines["first"]
     assert isinstance(first, FakeEngine)

@@ -77,6 +77,7 @@ def test_the_metrics_page_is_what_prometheus_reads(client: TestClient) -> None:
         "ddaebm_images_sampled",
         "ddaebm_images_scored",
         "ddaebm_ood_p_value",
+        "ddaebm_drift_log_martingale",
         "ddaebm_rejected",
         "ddaebm_model_info",
         "process_resident_memory_bytes",

@@ -1,6 +1,7 @@
 """POST /v1/scores: verdicts in the order sent, and an answer to everything that is no image."""
 
 import io
+import math
 import struct
 import zlib
 from typing import Any
@@ -86,6 +87,20 @@ def test_images_are_counted_by_verdict_and_p_value(client: TestClient) -> None:
     assert metric(client, "ddaebm_images_scored_total", model="fake", verdict="in") == 2
     assert metric(client, "ddaebm_images_scored_total", model="fake", verdict="ood") == 1
     assert metric(client, "ddaebm_ood_p_value_count", model="fake") == 3
+
+
+def test_a_stream_unlike_the_calibration_set_is_drift(client: TestClient) -> None:
+    assert metric(client, "ddaebm_drift_log_martingale", model="fake") == 0
+    for start in range(0, 90, 30):
+        score(client, *(png(37 * value % 99) for value in range(start, start + 30)))
+    assert metric(client, "ddaebm_drift_log_martingale", model="fake") < 0
+    score(client, *(png(100 + value) for value in range(20)))
+    assert metric(client, "ddaebm_drift_log_martingale", model="fake") > math.log(100)
+
+
+def test_samples_are_no_part_of_the_stream(client: TestClient) -> None:
+    client.post("/v1/samples", json={"n": 5, "include": ["scores"]})
+    assert metric(client, "ddaebm_drift_log_martingale", model="fake") == 0
 
 
 @pytest.mark.parametrize("bad", UNREADABLE.values(), ids=UNREADABLE)
