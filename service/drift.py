@@ -80,4 +80,5 @@ def _waiting(time: int | NDArray[np.int64]) -> Floats:
 
 def _bins(scores: Floats) -> NDArray[np.int64]:
     octaves = np.log2(np.maximum(scores, 2.0**_LOWEST))
-    return np.minimum((octaves - _LOWEST) * _PARTS, _BINS - 1).astype(np.int64)
+    bins: NDArray[np.int64] = np.minimum((octaves - _LOWEST) * _PARTS, _BINS - 1).astype(np.int64)
+    return bins
