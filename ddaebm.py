@@ -242,6 +242,9 @@ def score(
     paths: Annotated[list[str], typer.Argument(help=_PATH_HELP)],
     bundle: Annotated[str, typer.Option(help=_BUNDLE_HELP)] = "fashion-mnist",
     alpha: Annotated[float | None, typer.Option(help="false-alarm rate that is accepted; 0.05 by default")] = None,
+    fdr: Annotated[
+        float | None, typer.Option(help="verdicts by the false discovery rate: so large a share of the ood ones is not")
+    ] = None,
     format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
 ) -> None:
@@ -250,20 +253,21 @@ def score(
     from model.bundle import find_bundle, load_bundle
     from model.progress import progress
     from model.runtime import BundleRuntime
-    from model.tables import WRITERS, Totals, count
+    from model.tables import WRITERS, Totals, count, judge, select
 
     loaded = load_bundle(find_bundle(bundle))
     smallest = loaded.scorer.smallest_p
     alpha = loaded.scorer.default_alpha if alpha is None else alpha
-    if not smallest <= alpha < 1:
-        images = len(loaded.scorer.calibration_scores)
-        raise typer.BadParameter(
-            f"--alpha must lie in [{smallest:.3g}, 1): with {images} calibration images a smaller one can never fire"
-        )
+    for option, rate in (("--alpha", alpha), ("--fdr", smallest if fdr is None else fdr)):
+        if not smallest <= rate < 1:
+            images = len(loaded.scorer.calibration_scores)
+            raise typer.BadParameter(
+                f"{option} must lie in [{smallest:.3g}, 1): with {images} calibration images less can never fire"
+            )
     totals = Totals()
     with progress("score") as tick:
-        rows = count(score_paths(BundleRuntime(loaded), paths, tick), alpha, totals)
-        WRITERS[format_](rows, sys.stdout)
+        rows = judge(score_paths(BundleRuntime(loaded), paths, tick), alpha)
+        WRITERS[format_](count(rows if fdr is None else select(rows, fdr), totals), sys.stdout)
     print(totals, file=sys.stderr)
     if totals.ood and fail_on_ood:
         raise typer.Exit(3)

@@ -93,6 +93,22 @@ def squared_distance(rows: Floats, mean: Floats, whitening: Floats) -> Floats:
     return distance
 
 
+def fdr_threshold(p_values: NDArray[np.floating], fdr: float, counts: NDArray[np.integer] | None = None) -> float:
+    """Select the images with p <= this: of those selected, an expected share of at most `fdr` is in distribution.
+
+    Benjamini and Hochberg 1995, *Controlling the false discovery rate*: the largest p with p·m <= fdr·#{p_i <= p}, or
+    0, which no p-value is. Conformal p-values share their calibration set, but depend on each other only in a way
+    that the method allows (Bates et al. 2023).
+
+    Args:
+        p_values: (m,), or with `counts` (d,) distinct ones of which there are so many each.
+    """
+    distinct, where = np.unique(p_values, return_inverse=True)
+    numbers = np.bincount(where, counts, len(distinct))
+    passing = distinct * numbers.sum() <= fdr * np.cumsum(numbers) * (1 + 1e-12)  # equal but for rounding is equal
+    return float(distinct[passing].max(initial=0.0))
+
+
 def false_alarm_interval(alpha: float, n: int, confidence: float = 0.99) -> tuple[float, float]:
     """Where the realised false-alarm rate of one calibration set of n lies with `confidence`.
 

@@ -1,12 +1,32 @@
-"""Scored images as text: a table for people, JSON lines or CSV for programs; each row is written as it comes."""
+"""Scored images as text: a table for people, JSON lines or CSV for programs.
+
+A row is written as it comes, or at the end where the verdicts need them all.
+"""
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryFile
 from typing import TextIO
 
+import numpy as np
+
 from model.bulk import Scored
+from model.errors import DataError
+from model.scoring import fdr_threshold
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    image: Scored
+    is_ood: bool | None  # None: it could not be read
+    selected: bool | None = None  # with a false discovery rate
+
+    @property
+    def verdict(self) -> bool | None:
+        return self.is_ood if self.selected is None else self.selected
 
 
 @dataclass
@@ -21,41 +41,75 @@ class Totals:
         return f"{self.images:,} images: {self.ood:,} out of distribution{share}, {self.unreadable:,} unreadable"
 
 
-def count(rows: Iterable[Scored], alpha: float, totals: Totals) -> Iterator[tuple[Scored, bool | None]]:
-    """Each row with its verdict (None where it could not be read), counted into `totals`."""
+def judge(images: Iterable[Scored], alpha: float) -> Iterator[Judged]:
+    for image in images:
+        yield Judged(image, None if image.p_value is None else image.p_value <= alpha)
+
+
+def select(rows: Iterable[Judged], fdr: float) -> Iterator[Judged]:
+    """Benjamini–Hochberg over all rows, which wait in a file until the last has come: memory is that of one.
+
+    Raises:
+        DataError: the rows ended with it; those before it are selected among, and come first.
+    """
+    counts: Counter[float] = Counter()  # p-values are multiples of 1/(n + 1), so they are few
+    ended = None
+    with TemporaryFile("w+", encoding="utf-8") as spool:
+        try:
+            for row in rows:
+                spool.write(json.dumps(asdict(row)) + "\n")
+                if row.image.p_value is not None:
+                    counts[row.image.p_value] += 1
+        except DataError as error:
+            ended = error
+        threshold = fdr_threshold(np.array([*counts]), fdr, np.array([*counts.values()]))
+        spool.seek(0)
+        for line in spool:
+            fields = json.loads(line)
+            image = Scored(**fields["image"])
+            yield Judged(image, fields["is_ood"], None if image.p_value is None else image.p_value <= threshold)
+    if ended:
+        raise ended
+
+
+def count(rows: Iterable[Judged], totals: Totals) -> Iterator[Judged]:
+    """The rows as they are, counted into `totals`."""
     for row in rows:
-        is_ood = None if row.p_value is None else row.p_value <= alpha
         totals.images += 1
-        totals.ood += is_ood is True
-        totals.unreadable += is_ood is None
-        yield row, is_ood
+        totals.ood += row.verdict is True
+        totals.unreadable += row.is_ood is None
+        yield row
 
 
-def write_table(rows: Iterable[tuple[Scored, bool | None]], out: TextIO) -> None:
+def write_table(rows: Iterable[Judged], out: TextIO) -> None:
     out.write("verdict   p_value   ood_score  image\n")
-    for row, is_ood in rows:
-        if row.error is not None:
-            out.write(f"error                          {row.name}: {row.error}\n")
+    for row in rows:
+        image = row.image
+        if image.error is not None:
+            out.write(f"error                          {image.name}: {image.error}\n")
         else:
-            out.write(f"{'ood' if is_ood else 'in':<7} {row.p_value:9.5f} {row.ood_score:11.2f}  {row.name}\n")
+            verdict = "ood" if row.verdict else "in"
+            out.write(f"{verdict:<7} {image.p_value:9.5f} {image.ood_score:11.2f}  {image.name}\n")
 
 
-def write_json(rows: Iterable[tuple[Scored, bool | None]], out: TextIO) -> None:
+def write_json(rows: Iterable[Judged], out: TextIO) -> None:
     """JSON lines, one object an image, with the fields of `POST /v1/scores`."""
-    for row, is_ood in rows:
-        fields = asdict(row) | {"is_ood": is_ood}
+    for row in rows:
+        fields = asdict(row.image) | {"is_ood": row.is_ood, "selected": row.selected}
         out.write(json.dumps({name: value for name, value in fields.items() if value is not None}) + "\n")
 
 
-def write_csv(rows: Iterable[tuple[Scored, bool | None]], out: TextIO) -> None:
+def write_csv(rows: Iterable[Judged], out: TextIO) -> None:
     """One line an image under a header; energies in one column, separated by spaces."""
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["index", "name", "is_ood", "p_value", "ood_score", "energies", "resized", "error"])
-    for row, is_ood in rows:
-        verdict = "" if is_ood is None else str(is_ood).lower()
-        resized = "" if row.resized is None else str(row.resized).lower()
-        energies = " ".join(map(str, row.energies or []))
-        writer.writerow([row.index, row.name, verdict, row.p_value, row.ood_score, energies, resized, row.error])
+    writer.writerow(["index", "name", "is_ood", "selected", "p_value", "ood_score", "energies", "resized", "error"])
+    for row in rows:
+        image = row.image
+        flags = ["" if flag is None else str(flag).lower() for flag in (row.is_ood, row.selected, image.resized)]
+        energies = " ".join(map(str, image.energies or []))
+        writer.writerow(
+            [image.index, image.name, *flags[:2], image.p_value, image.ood_score, energies, flags[2], image.error]
+        )
 
 
 WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}

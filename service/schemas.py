@@ -60,6 +60,12 @@ class ScoreQuery(BaseModel):
     alpha: float | None = Field(
         None, gt=0, lt=1, description="false-alarm rate that is accepted; absent: 0.05, or the model's smallest p"
     )
+    fdr: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="adds selected to each image: of those that are, such a share is a false alarm",
+    )
     heatmap: bool = Field(False, description="add a picture of where each image's energy sits")
     model: str | None = Field(None, description="name of a loaded model; absent: the first")
 
@@ -84,6 +90,7 @@ class Score(BaseModel):
     ood_score: float = Field(description="high: out of distribution")
     p_value: float = Field(description="conformal: P(p <= alpha) <= alpha for an in-distribution image")
     is_ood: bool = Field(description="p_value <= alpha")
+    selected: bool | None = Field(None, description="with fdr=q: by Benjamini–Hochberg over this request's images")
     resized: bool = Field(description="the image had another size than the model takes")
     heatmap: str | None = Field(None, description="with heatmap=true: base64 PNG, bright where the energy sits")
 
@@ -98,6 +105,7 @@ class ScoreResponse(BaseModel):
     model: str
     digest: str
     alpha: float
+    fdr: float | None = Field(None, description="with fdr=q")
     calibration_size: int
     results: list[Score | Unreadable]
 

@@ -14,6 +14,7 @@ from model.heatmap import heat, overlay
 from model.images import Contract, Decoded, convert, encode_png
 from model.readers import open_entry
 from model.runtime import Explained, Scores
+from model.scoring import fdr_threshold
 from service.engine import Engine
 from service.errors import Problem
 from service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
@@ -35,9 +36,10 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
     engine = service.engine(query.model)
     scorer = engine.scorer
     alpha = scorer.default_alpha if query.alpha is None else query.alpha
-    if alpha < scorer.smallest_p:
-        detail = f"alpha: {alpha:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
-        raise Problem(422, "alpha-too-small", detail)
+    for name, rate in (("alpha", alpha), ("fdr", query.fdr)):
+        if rate is not None and rate < scorer.smallest_p:
+            detail = f"{name}: {rate:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
+            raise Problem(422, f"{name}-too-small", detail)
     deadline = service.deadline(request)
     entries = await read_uploads(request, service.settings)
 
@@ -52,9 +54,9 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
     scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
     service.count_scores(engine, scores, alpha)
     if not query.heatmap:
-        return respond(engine, alpha, uploads, scores)
+        return respond(engine, alpha, query.fdr, uploads, scores)
     began = time.perf_counter()
-    response = await asyncio.to_thread(respond, engine, alpha, uploads, scores)
+    response = await asyncio.to_thread(respond, engine, alpha, query.fdr, uploads, scores)
     request.state.timings["encode"] = time.perf_counter() - began
     return response
 
@@ -91,8 +93,11 @@ def _image_problem(error: ImageError) -> ImageProblem:
     return ImageProblem(**problem.body())
 
 
-def respond(engine: Engine, alpha: float, uploads: list[Upload], scores: Scores | Explained) -> ScoreResponse:
+def respond(
+    engine: Engine, alpha: float, fdr: float | None, uploads: list[Upload], scores: Scores | Explained
+) -> ScoreResponse:
     """One result an upload, in the order sent; rows of `scores` are the readable ones."""
+    threshold = None if fdr is None else fdr_threshold(scores.p_value, fdr)
     results: list[Score | Unreadable] = []
     row = 0
     for index, (name, item) in enumerate(uploads):
@@ -107,6 +112,7 @@ def respond(engine: Engine, alpha: float, uploads: list[Upload], scores: Scores 
             Score(
                 index=index, name=name, energies=scores.energies[row].tolist(), ood_score=float(scores.ood_score[row]),
                 p_value=p_value, is_ood=p_value <= alpha, resized=item.resized, heatmap=picture,
+                selected=None if threshold is None else p_value <= threshold,
             )
         )  # fmt: skip
         row += 1
@@ -114,6 +120,7 @@ def respond(engine: Engine, alpha: float, uploads: list[Upload], scores: Scores 
         model=engine.name,
         digest=engine.digest,
         alpha=alpha,
+        fdr=fdr,
         calibration_size=len(engine.scorer.calibration_scores),
         results=results,
     )

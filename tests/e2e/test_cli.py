@@ -17,6 +17,7 @@ from PIL import Image
 
 from model.images import encode_png, make_grid
 from model.noise import image_seeds
+from model.scoring import fdr_threshold
 from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
 
 LIKE_NOTHING = np.random.default_rng(0).integers(256, size=(3, 16, 16), dtype=np.uint8)
@@ -171,6 +172,32 @@ def test_sampling_that_is_interrupted_says_that_it_can_go_on(debug_bundle: Path,
         assert process.stderr
         assert process.stderr.read() == "made.zip: stopped; the same command goes on where it did\n"
     assert process.returncode == 130
+
+
+def test_fdr_selects_among_all_images_and_loses_none(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "mixed.zip", "w") as archive:
+        archive.writestr("words.png", b"no image")
+        for i, pixels in enumerate(LIKE_NOTHING[:3]):
+            archive.writestr(f"noise-{i}.png", encode_png(pixels[..., None]))
+    np.save(tmp_path / "shapes.npy", training_images(debug_bundle)[:40])
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "shapes.npy").read_bytes()[:-1])
+    command = ("score", "--bundle", debug_bundle, "mixed.zip", "cut.npy", "--fdr", "0.2", "--format")
+    done = cli(*command, "json")
+    assert done.returncode == 1
+    assert done.stderr == "ddaebm: cut.npy: truncated: 39 of 40 images are there\n"
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == list(range(43))
+    assert "error" in rows[0]
+    assert "selected" not in rows[0]
+    p_values = np.array([row["p_value"] for row in rows[1:]])
+    selected = p_values <= fdr_threshold(p_values, 0.2)
+    assert [row["selected"] for row in rows[1:]] == selected.tolist()
+    assert selected[:3].all()
+    verdicts = [line.split()[0] for line in cli(*command, "table").stdout.splitlines()[1:]]
+    assert verdicts == ["error", *("ood" if flag else "in" for flag in selected)]
+    done = cli("score", "--bundle", debug_bundle, "mixed.zip", "--fdr", "0.2", "--fail-on-ood")
+    assert (done.returncode, done.stderr) == (3, "4 images: 3 out of distribution (100.0%), 1 unreadable\n")
+    check_failure(cli("score", "--bundle", debug_bundle, "mixed.zip", "--fdr", "1e-4"), 2, "--fdr")
 
 
 def test_an_unreadable_image_is_a_row_of_its_own_and_exit_code_1(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.covariance import OAS
 
 from model.errors import ConfigError
-from model.scoring import Scorer, false_alarm_interval, fit_scorer, statistics
+from model.scoring import Scorer, false_alarm_interval, fdr_threshold, fit_scorer, statistics
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +53,35 @@ def test_false_alarms_stay_under_alpha_over_calibration_sets(alpha: float, tied:
     assert alarms / repeats <= alpha + noise
     if not tied:  # and the guarantee is not bought by never firing
         assert alarms / repeats >= np.floor(alpha * (n + 1)) / (n + 1) - noise
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 19))
+@settings(max_examples=200, deadline=None)
+def test_fdr_threshold_is_benjamini_hochberg(ranks: list[int], twentieths: int) -> None:
+    p_values, fdr = np.array(ranks) / 20, twentieths / 20
+    expected = stats.false_discovery_control(p_values) <= fdr + 1e-12
+    np.testing.assert_array_equal(p_values <= fdr_threshold(p_values, fdr), expected)
+    distinct, counts = np.unique(p_values, return_counts=True)
+    assert fdr_threshold(distinct, fdr, counts) == fdr_threshold(p_values, fdr)
+
+
+def test_fdr_threshold_of_nothing_selects_nothing() -> None:
+    assert fdr_threshold(np.empty(0), 0.1) == fdr_threshold(np.array([0.9]), 0.1) == 0
+    assert fdr_threshold(np.array([0.1]), 0.1) == 0.1
+
+
+def test_the_false_discovery_rate_is_kept_over_calibration_sets() -> None:
+    """A tenth of each batch is strange, but not much: some are missed."""
+    rng, fdr, shares, found = np.random.default_rng(0), 0.2, [], 0
+    strange = np.arange(50) < 5
+    for _ in range(2000):
+        p_values = calibrated(rng.standard_normal(400)).p_value(rng.standard_normal(50) + 3 * strange)
+        selected = p_values <= fdr_threshold(p_values, fdr)
+        shares.append((selected & ~strange).sum() / max(selected.sum(), 1))
+        found += (selected & strange).sum()
+    expected = 0.9 * fdr  # exactly, when p-values have no ties and are continuous; less on their grid
+    assert np.mean(shares) == pytest.approx(expected, abs=0.03)
+    assert 0.5 < found / (2000 * 5) < 0.99
 
 
 @pytest.mark.parametrize(("alpha", "n"), [(0.05, 250), (0.01, 5000), (0.1, 99), (0.5, 20), (0.9, 30), (0.02, 50)])

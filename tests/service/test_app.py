@@ -33,8 +33,8 @@ SCHEMAS = {
     "SampleRequest": ["best_of", "include", "model", "n", "seed", "seeds"],
     "SampleResponse": ["digest", "images", "model"],
     "SampledImage": ["energies", "image", "ood_score", "p_value", "seed"],
-    "ScoreResponse": ["alpha", "calibration_size", "digest", "model", "results"],
-    "Score": ["energies", "heatmap", "index", "is_ood", "name", "ood_score", "p_value", "resized"],
+    "ScoreResponse": ["alpha", "calibration_size", "digest", "fdr", "model", "results"],
+    "Score": ["energies", "heatmap", "index", "is_ood", "name", "ood_score", "p_value", "resized", "selected"],
     "Unreadable": ["error", "index", "name"],
     "ImageProblem": ["detail", "status", "title", "type"],
     "ModelList": ["models"],
@@ -69,7 +69,7 @@ def test_the_media_types_that_json_schema_cannot_tell_are_published(openapi: dic
     samples, scores = (openapi["paths"][path]["post"] for path in ("/v1/samples", "/v1/scores"))
     assert list(samples["responses"]["200"]["content"]) == ["application/json", "image/png", "application/zip", NPY]
     assert list(scores["requestBody"]["content"]) == ["multipart/form-data", "application/json", "image/*", NPY]
-    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "heatmap", "model"]
+    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "fdr", "heatmap", "model"]
 
 
 def test_the_root_leads_to_the_docs(client: TestClient) -> None:

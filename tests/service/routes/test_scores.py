@@ -142,6 +142,28 @@ def test_too_many_files_are_413_and_the_limit_itself_is_not(make_client: MakeCli
     assert not engine.calls
 
 
+def test_fdr_selects_among_the_images_of_the_request(client: TestClient) -> None:
+    """p-values 0.01, 0.02, 0.04, 0.6 and none: three of four are at most 0.06·3/4, two at most 0.05·2/4."""
+    images = (png(255), png(98), b"no image", png(96), png(40))
+    body = score(client, *images, fdr=0.06)
+    assert (body["fdr"], body["alpha"]) == (0.06, 0.05)
+    assert [result.get("selected") for result in body["results"]] == [True, True, None, True, False]
+    assert [result.get("is_ood") for result in body["results"]] == [True, True, None, True, False]
+    results = score(client, *images, fdr=0.05, heatmap=True)["results"]
+    assert [result.get("selected") for result in results] == [True, True, None, False, False]
+    assert [result.get("is_ood") for result in results] == [True, True, None, True, False], "by alpha"
+    body = score(client, png(40))
+    assert "fdr" not in body
+    assert "selected" not in body["results"][0]
+
+
+@pytest.mark.parametrize("fdr", ["0", "1", "nan", "x", "0.009"])
+def test_an_fdr_that_cannot_work_is_422(client: TestClient, engine: FakeEngine, fdr: str) -> None:
+    problem = check_problem(client.post(URL, files=files(png()), params={"fdr": fdr}), 422)
+    assert "fdr" in problem["detail"]
+    assert not engine.calls
+
+
 @pytest.mark.parametrize("alpha", ["0", "1", "-1", "2", "nan", "inf", "-inf", "x", "", "0.009", "1e-300"])
 def test_an_alpha_that_cannot_work_is_422(client: TestClient, engine: FakeEngine, alpha: str) -> None:
     problem = check_problem(client.post(URL, files=files(png()), params={"alpha": alpha}), 422)
