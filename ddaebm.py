@@ -186,6 +186,32 @@ def evaluate(
 
 
 @app.command()
+def calibrate(
+    bundle: Annotated[str, typer.Argument(help=_BUNDLE_HELP)],
+    data: Annotated[str, typer.Option(help="images that the model will see while all is well, none of its training")],
+    out: Annotated[Path, typer.Option(help="bundle folder to write")],
+    alpha: Annotated[float, typer.Option(help="false-alarm rate that you mean to accept")] = 0.05,
+) -> None:
+    """Give a bundle the p-values of your own images, without training; what it computes stays the same."""
+    from model.bundle import find_bundle, load_bundle
+    from model.calibration import calibrate as make
+    from model.readers import read_images
+    from model.scoring import false_alarm_interval
+
+    if not 0 < alpha < 1:
+        raise typer.BadParameter("--alpha must lie between 0 and 1")
+    old = load_bundle(find_bundle(bundle))
+    images = read_images(data, old.contract)
+    new, before = make(old, images, out, alpha)
+    low, high = false_alarm_interval(alpha, len(images))
+    threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)
+    print(f"p <= {alpha:g} above a score of {threshold:.1f}; before, above {former:.1f}")
+    print(f"with the old one {before:.1%} of these {len(images)} images would have raised an alarm")
+    print(f"with the new one the false-alarm rate lies between {low:.2%} and {high:.2%} (99 % interval)")
+    print(f"{out}: bundle {new.name} {new.digest[:12]}; next: ddaebm serve --bundle {out}")
+
+
+@app.command()
 def reproduce(
     figure: Annotated[str, typer.Argument(help="toy (Figure 1)")],
     out: Annotated[Path, typer.Option(help="folder for figure.png, metrics.json and the arrays behind them")],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.bundle import find_bundle, load_bundle
-from model.heatmap import heat, overlay
+from model.explain import overlay
 from model.images import encode_png, make_grid
 from model.readers import read_images
 from model.runtime import BundleRuntime
@@ -42,7 +42,8 @@ def main() -> None:
     )
     places = np.random.default_rng(0).integers(0, 28 - SIDE + 1, (200, 2))
     mixed = np.stack([paste(clothes[i], digits[i], *place) for i, place in enumerate(places)])
-    heats = [[heat(maps) for maps in runtime.explain(images[:200]).energy_map] for images in (clothes, mixed)]
+    explainer = runtime.bundle.explainer
+    heats = [[explainer.heat(maps) for maps in runtime.explain(images[:200]).energy_map] for images in (clothes, mixed)]
 
     inside = np.zeros((200, 28, 28), dtype=bool)
     for mask, (top, left) in zip(inside, places, strict=True):

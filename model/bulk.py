@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +169,7 @@ class Scored:
     index: int
     name: str
     energies: list[float] | None = None  # (T,)
+    energy_quantiles: list[float] | None = None  # (T,)
     ood_score: float | None = None
     p_value: float | None = None
     resized: bool | None = None
@@ -210,10 +211,16 @@ def _score_batch(runtime: BundleRuntime, batch: list[Entry], first: int) -> Iter
         except ImageError as error:
             decoded.append(error)
     readable = [item.pixels for item in decoded if isinstance(item, Decoded)]
-    rows = zip(*runtime.score(np.stack(readable)), strict=True) if readable else iter(())
+    rows: Iterator[tuple[Any, ...]] = iter(())
+    if readable:
+        scores = runtime.score(np.stack(readable))
+        quantiles = runtime.bundle.explainer.energy_quantiles(scores.energies)
+        rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, strict=True)
     for index, (entry, item) in enumerate(zip(batch, decoded, strict=True), first):
         if isinstance(item, ImageError):
             yield Scored(index, entry.name, error=str(item))
         else:
-            energies, ood_score, p_value = next(rows)
-            yield Scored(index, entry.name, energies.tolist(), float(ood_score), float(p_value), item.resized)
+            energies, quantiles, ood_score, p_value = next(rows)
+            yield Scored(
+                index, entry.name, energies.tolist(), quantiles.tolist(), float(ood_score), float(p_value), item.resized
+            )

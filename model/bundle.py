@@ -6,6 +6,7 @@ numpy arrays that are loaded without pickle.
 
 import dataclasses
 import hashlib
+import io
 import json
 import stat
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.config import ModelConfig
 from model.errors import (
@@ -24,12 +26,12 @@ from model.errors import (
     BundleVersionError,
     ConfigError,
 )
+from model.explain import Explainer
 from model.files import read_arrays, write_folder
 from model.images import Contract
 from model.scoring import Scorer
 
 FORMAT_VERSION = 2
-_READABLE = (1, FORMAT_VERSION)  # the graphs of 1 had the weights in them as well
 MANIFEST = "bundle.json"
 SHIPPED = Path(__file__).parent / "bundles"
 WEIGHTS = {
@@ -37,7 +39,8 @@ WEIGHTS = {
     "generator.onnx": "generator.safetensors",
     "energy.onnx": "energy_net.safetensors",
 }  # of each graph: it refers to them, so that a bundle has each number once
-_REQUIRED = (*WEIGHTS, *WEIGHTS.values(), "calibration.npz")
+_REQUIRED = (*WEIGHTS, *WEIGHTS.values(), "calibration.npz", "trained_on.npy")
+_CALIBRATED = ("energy.onnx", "energy_net.safetensors")  # what calibration.npz was computed with
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,20 @@ class Bundle:
     config: ModelConfig
     contract: Contract
     scorer: Scorer
+    explainer: Explainer
     training: Mapping[str, Any]  # recipe, steps and the like, for people
     splits: Mapping[str, Any]  # size and digest of each part of the training data
     files: Mapping[str, str]  # name -> sha256
+
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """Of every image that the networks, or the standardisation of the score, have seen; (N,), ascending."""
+        try:
+            known: NDArray[np.uint64] = np.load(io.BytesIO(self.read("trained_on.npy")), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise BundleError(f"{self.path}: trained_on.npy cannot be read ({error})") from error
+        if known.dtype != np.uint64 or known.ndim != 1:
+            raise BundleError(f"{self.path}: trained_on.npy has no fingerprints")
+        return known
 
     def read(self, name: str) -> bytes:
         """Contents of one file, as they were verified: another bundle may have taken the folder's place since.
@@ -75,12 +89,17 @@ def write_bundle(
     config: ModelConfig,
     contract: Contract,
     scorer: Scorer,
+    explainer: Explainer,
     training: Mapping[str, Any],
     splits: Mapping[str, Any],
     files: Mapping[str, bytes],
     evaluation: Mapping[str, Any] | None = None,
+    calibrated_on: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle beside `path`, read it back, and only then move it into place.
+
+    Args:
+        calibrated_on: size and digest of the calibration images, where they are not that part of the data.
 
     Raises:
         BundleError: `path` holds something that is not a bundle, or the result cannot be read back.
@@ -90,7 +109,9 @@ def write_bundle(
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, **dataclasses.asdict(scorer))
+            arrays = dataclasses.asdict(scorer) | dataclasses.asdict(explainer)
+            np.savez_compressed(handle, allow_pickle=False, **arrays)
+        hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = {
             "format_version": FORMAT_VERSION,
             "name": name,
@@ -99,12 +120,33 @@ def write_bundle(
             "training": dict(training),
             "splits": dict(splits),
             "evaluation": evaluation,
-            "calibration": {"size": len(scorer.calibration_scores), "smallest_p": scorer.smallest_p},
-            "files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())},
+            "calibration": {
+                "size": len(scorer.calibration_scores),
+                "smallest_p": scorer.smallest_p,
+                "images": dict(calibrated_on or splits["calibration"]),
+                "of": {file_name: hashes.get(file_name) for file_name in _CALIBRATED},
+            },
+            "files": hashes,
         }
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         load_bundle(beside)
     return load_bundle(path)
+
+
+def rewrite_bundle(
+    bundle: Bundle,
+    path: Path,
+    scorer: Scorer,
+    explainer: Explainer,
+    calibrated_on: Mapping[str, Any],
+    files: Mapping[str, bytes],
+) -> Bundle:
+    """`bundle` with another calibration and other `files`, written to `path` as by `write_bundle`."""
+    kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
+    return write_bundle(
+        path, bundle.name, bundle.config, bundle.contract, scorer, explainer, bundle.training, bundle.splits,
+        {**kept, **files}, calibrated_on=calibrated_on,
+    )  # fmt: skip
 
 
 def require_replaceable(path: Path) -> None:
@@ -135,9 +177,9 @@ def load_bundle(path: Path) -> Bundle:
             raise TypeError("format_version must be a whole number and files an object")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{manifest_path}: not a bundle manifest ({error!r})") from error
-    if version not in _READABLE:
+    if version != FORMAT_VERSION:
         raise BundleVersionError(
-            f"{path}: bundle format {version}, this release reads {' and '.join(map(str, _READABLE))};"
+            f"{path}: bundle format {version}, this release reads {FORMAT_VERSION};"
             " upgrade ddaebm or export the bundle again"
         )
     for name, expected in files.items():
@@ -146,22 +188,27 @@ def load_bundle(path: Path) -> Bundle:
     if missing := [name for name in _REQUIRED if name not in files]:
         raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
     try:
+        for name, sha256 in manifest["calibration"]["of"].items():
+            if files.get(name) != sha256:
+                raise BundleHashError(f"{path}: calibration.npz belongs to another {name}; export the bundle again")
         config, contract = ModelConfig.from_dict(manifest["model"]), Contract(**manifest["preprocessing"])
         channels, height, width = config.data_shape
         if contract.shape != (height, width, channels):
             raise ConfigError(f"images are {contract.shape}, the networks take {config.data_shape}")
+        arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
         return Bundle(
             path=path,
             name=manifest["name"],
             digest=hashlib.sha256(raw).hexdigest(),
             config=config,
             contract=contract,
-            scorer=_load_scorer(_read(path, "calibration.npz", files["calibration.npz"])),
+            scorer=Scorer(**_fields(Scorer, arrays)),
+            explainer=Explainer(**_fields(Explainer, arrays)),
             training=manifest["training"],
             splits=manifest["splits"],
             files=files,
         )
-    except (ConfigError, KeyError, TypeError, ValueError, OSError) as error:
+    except (AttributeError, ConfigError, KeyError, TypeError, ValueError, OSError) as error:
         raise BundleError(f"{path}: the manifest cannot be used ({error})") from error
 
 
@@ -203,6 +250,5 @@ def _read(path: Path, name: str, expected: object) -> bytes:
     return contents
 
 
-def _load_scorer(contents: bytes) -> Scorer:
-    arrays = read_arrays(contents)
-    return Scorer(**{field.name: arrays[field.name] for field in dataclasses.fields(Scorer)})
+def _fields(kind: type[Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {field.name: arrays[field.name] for field in dataclasses.fields(kind)}

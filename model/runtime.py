@@ -189,8 +189,7 @@ class BundleRuntime:
 
     def level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
         """Energies of images (B, H, W, C) that are in the contract's form already."""
-        outputs: list[Any] = self.energy.run(["energies", "energy_map", "features"], {"images": images})
-        return LevelStatistics(*outputs)
+        return level_statistics(self.energy, images)
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Energies, OOD score and conformal p-value of each image (B, H, W, C)."""
@@ -204,6 +203,11 @@ class BundleRuntime:
 def explain_levels(scorer: Scorer, levels: LevelStatistics) -> Explained:
     ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
     return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
+
+
+def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:
+    outputs: list[Any] = energy.run(["energies", "energy_map", "features"], {"images": images})
+    return LevelStatistics(*outputs)
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:

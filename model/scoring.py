@@ -12,17 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.errors import ConfigError
+from model.explain import log_energies
 
 Floats = NDArray[np.float64]
 
 
 def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
-    """Energies (B, T) and features (B, T, F) -> one row (B, T + T·F) an image.
-
-    The logarithm brings the energies, sums over pixels with a long right tail, near a Gaussian.
-    """
-    log_energies = np.log(np.maximum(energies, 1e-12).astype(np.float64))
-    return np.concatenate([log_energies, features.reshape(len(features), -1)], axis=1, dtype=np.float64)
+    """Energies (B, T) and features (B, T, F) -> one row (B, T + T·F) an image: log energies, then features."""
+    return np.concatenate([log_energies(energies), features.reshape(len(features), -1)], axis=1, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,12 @@ class Scorer:
         below = np.searchsorted(self.calibration_scores, scores, side="left")
         p: Floats = (1 + n - below) / (n + 1)
         return p
+
+    def threshold(self, alpha: float) -> float:
+        """The score above which p <= alpha; infinite where alpha is below the smallest p."""
+        n = len(self.calibration_scores)
+        above = int((np.arange(1, n + 2) / (n + 1) <= alpha).sum())  # floor(alpha·(n + 1)), rounded as p_value rounds
+        return float(self.calibration_scores[n - above]) if 0 < above <= n else math.inf if not above else -math.inf
 
     @property
     def smallest_p(self) -> float:
@@ -77,7 +80,12 @@ def fit_scorer(reference: Floats, calibration: Floats) -> Scorer:
     covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(mean))
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std
-    return Scorer(mean, whitening, np.sort(squared_distance(calibration, mean, whitening)))
+    return calibrate_scorer(Scorer(mean, whitening, np.empty(0)), calibration)
+
+
+def calibrate_scorer(scorer: Scorer, calibration: Floats) -> Scorer:
+    """The same score with the p-values of `calibration` rows (n, D)."""
+    return Scorer(scorer.mean, scorer.whitening, np.sort(scorer.ood_score(calibration)))
 
 
 def _oas_weight(covariance: Floats, count: int) -> float:

@@ -100,16 +100,16 @@ def write_json(rows: Iterable[Judged], out: TextIO) -> None:
 
 
 def write_csv(rows: Iterable[Judged], out: TextIO) -> None:
-    """One line an image under a header; energies in one column, separated by spaces."""
+    """One line an image under a header; energies, and their quantiles, in one column each, separated by spaces."""
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["index", "name", "is_ood", "selected", "p_value", "ood_score", "energies", "resized", "error"])
+    writer.writerow(["index", "name", "is_ood", "selected", "p_value", "ood_score", "energies", "energy_quantiles",
+                     "resized", "error"])  # fmt: skip
     for row in rows:
         image = row.image
         flags = ["" if flag is None else str(flag).lower() for flag in (row.is_ood, row.selected, image.resized)]
-        energies = " ".join(map(str, image.energies or []))
-        writer.writerow(
-            [image.index, image.name, *flags[:2], image.p_value, image.ood_score, energies, flags[2], image.error]
-        )
+        levels = [" ".join(map(str, values or [])) for values in (image.energies, image.energy_quantiles)]
+        numbers = (image.p_value, image.ood_score, *levels)
+        writer.writerow([image.index, image.name, *flags[:2], *numbers, flags[2], image.error])
 
 
 WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model.bundle import Bundle
 from model.errors import ConfigError
+from model.explain import Explainer
 from model.images import Contract
 from model.noise import image_seeds
 from model.runtime import BundleRuntime, Explained, Scores
@@ -30,6 +31,7 @@ class Engine(Protocol):
     num_steps: int
     contract: Contract
     scorer: Scorer
+    explainer: Explainer
 
     def sample(self, seeds: NDArray[np.int64]) -> Samples:
         """One image a seed."""
@@ -55,6 +57,7 @@ class OnnxEngine:
         self.num_steps = bundle.config.num_steps
         self.contract = bundle.contract
         self.scorer = bundle.scorer
+        self.explainer = bundle.explainer
 
     def sample(self, seeds: NDArray[np.int64]) -> Samples:
         return Samples(self.runtime.sample(seeds))

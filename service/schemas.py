@@ -87,6 +87,9 @@ class Score(BaseModel):
     index: int
     name: str
     energies: list[float] = Field(description="one a noise level, low on data")
+    energy_quantiles: list[float] = Field(
+        description="share of calibration images with a lower energy, one a level: near 1 too hard, near 0 too easy"
+    )
     ood_score: float = Field(description="high: out of distribution")
     p_value: float = Field(description="conformal: P(p <= alpha) <= alpha for an in-distribution image")
     is_ood: bool = Field(description="p_value <= alpha")

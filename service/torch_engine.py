@@ -50,6 +50,7 @@ class TorchEngine:
         self.num_steps = bundle.config.num_steps
         self.contract = bundle.contract
         self.scorer = bundle.scorer
+        self.explainer = bundle.explainer
         self._config = bundle.config
         generator = _load(Generator(bundle.config), bundle, "generator.safetensors")
         energy_net = _load(EnergyNet(bundle.config), bundle, "energy_net.safetensors")

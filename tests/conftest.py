@@ -48,7 +48,7 @@ def debug_bundle(debug_run: Path) -> Path:
 
 @pytest.fixture
 def forge(debug_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Makes a copy of `debug_bundle` with other files and manifest fields, and the right hashes."""
+    """Makes a copy of `debug_bundle` with other files and manifest fields, and hashes that are right for them."""
 
     def make(files: Mapping[str, bytes], **fields: object) -> Path:
         copy = Path(shutil.copytree(debug_bundle, tmp_path / "forged", dirs_exist_ok=True))
@@ -56,6 +56,8 @@ def forge(debug_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
         for name, contents in files.items():
             (copy / name).write_bytes(contents)
             manifest["files"][name] = hashlib.sha256(contents).hexdigest()
+        of = manifest["calibration"]["of"]
+        of.update({name: manifest["files"][name] for name in of})
         (copy / MANIFEST).write_text(json.dumps(manifest))
         return copy
 

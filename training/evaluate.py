@@ -7,17 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from model.calibration import level_rows
 from model.runtime import Session
-from model.scoring import Scorer, false_alarm_interval, statistics
+from model.scoring import Scorer, false_alarm_interval
 
-BATCH = 250
 ALPHAS = (0.01, 0.05, 0.1)
-
-
-def level_rows(energy: Session, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Rows of `model.scoring.statistics` for images (N, H, W, C), a batch at a time."""
-    batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
-    return np.concatenate([statistics(*energy.run(["energies", "features"], {"images": b})) for b in batches])
 
 
 def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:

@@ -7,22 +7,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
 from model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
+from model.calibration import fit
 from model.errors import CheckpointError
-from model.images import encode_png, make_grid
+from model.files import encode_npy
+from model.images import encode_png, fingerprints, make_grid
 from model.noise import image_seeds
 from model.readers import read_images
 from model.runtime import make_session, run_sampler
-from model.scoring import fit_scorer
 from training import checkpoint
 from training.card import model_card
 from training.classifier import read_classifier
 from training.config import TrainConfig
 from training.data import MADE, contract, load_data, split
-from training.evaluate import level_rows, ood_report
+from training.evaluate import ood_report
 from training.quality import quality_report
 from training.recipes import IMAGES, make_config
 from training.step import TrainState, make_state
@@ -78,7 +80,9 @@ def export(
     splits = split(load_data(data or config.data, network))
     files, errors = make_files(config, state)
     energy = make_session("energy.onnx", files)
-    scorer = fit_scorer(level_rows(energy, splits.reference), level_rows(energy, splits.calibration))
+    scorer, explainer = fit(energy, splits.reference, splits.calibration)
+    seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference)])
+    files["trained_on.npy"] = encode_npy(np.unique(seen))
 
     training = training_summary(config, state.step)
     digests = splits.digests()
@@ -99,7 +103,7 @@ def export(
     name = name or config.recipe
     card = model_card(name, train_command(config), training, digests, scorer, report)
     files["README.md"] = card.encode()
-    bundle = write_bundle(out, name, network, contract(network), scorer, training, digests, files, report)
+    bundle = write_bundle(out, name, network, contract(network), scorer, explainer, training, digests, files, report)
     return bundle, errors
 
 

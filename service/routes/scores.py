@@ -9,8 +9,8 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 
 from model.errors import ImageError, ImageTooLargeError
+from model.explain import overlay
 from model.formats import Entry
-from model.heatmap import heat, overlay
 from model.images import Contract, Decoded, convert, encode_png
 from model.readers import open_entry
 from model.runtime import Explained, Scores
@@ -98,6 +98,7 @@ def respond(
 ) -> ScoreResponse:
     """One result an upload, in the order sent; rows of `scores` are the readable ones."""
     threshold = None if fdr is None else fdr_threshold(scores.p_value, fdr)
+    quantiles = engine.explainer.energy_quantiles(scores.energies)
     results: list[Score | Unreadable] = []
     row = 0
     for index, (name, item) in enumerate(uploads):
@@ -107,10 +108,12 @@ def respond(
         p_value = float(scores.p_value[row])
         picture = None
         if isinstance(scores, Explained):
-            picture = base64.b64encode(encode_png(overlay(item.pixels, heat(scores.energy_map[row])))).decode()
+            heat = engine.explainer.heat(scores.energy_map[row])
+            picture = base64.b64encode(encode_png(overlay(item.pixels, heat))).decode()
         results.append(
             Score(
-                index=index, name=name, energies=scores.energies[row].tolist(), ood_score=float(scores.ood_score[row]),
+                index=index, name=name, energies=scores.energies[row].tolist(),
+                energy_quantiles=quantiles[row].tolist(), ood_score=float(scores.ood_score[row]),
                 p_value=p_value, is_ood=p_value <= alpha, resized=item.resized, heatmap=picture,
                 selected=None if threshold is None else p_value <= threshold,
             )

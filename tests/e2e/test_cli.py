@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,25 @@ def test_sampling_that_is_interrupted_says_that_it_can_go_on(debug_bundle: Path,
         assert process.stderr
         assert process.stderr.read() == "made.zip: stopped; the same command goes on where it did\n"
     assert process.returncode == 130
+
+
+def test_calibrate_gives_a_bundle_its_p_values_anew(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    images = 255 - training_images(debug_bundle)[:100]
+    np.save(tmp_path / "inverted.npy", images)
+    done = cli("calibrate", debug_bundle, "--data", "inverted.npy", "--out", "new", "--alpha", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"p <= 0\.1 above a score of [\d.]+; before, above [\d.]+\n", done.stdout)
+    assert re.search(r"of these 100 images would have raised an alarm", done.stdout)
+    assert "99 % interval" in done.stdout
+    done = cli("score", "--bundle", "new", "inverted.npy", "--alpha", "0.1", "--format", "json")
+    assert sum(json.loads(line)["is_ood"] for line in done.stdout.splitlines()) == 9, (
+        "p = 10/101 is below 0.1, 11/101 not"
+    )
+    check_failure(cli("calibrate", debug_bundle, "--data", "inverted.npy", "--out", "x", "--alpha", "0.001"), 1, "999")
+    check_failure(cli("calibrate", debug_bundle, "--data", "inverted.npy", "--out", "x", "--alpha", "1"), 2, "--alpha")
+    np.save(tmp_path / "known.npy", training_images(debug_bundle))
+    check_failure(cli("calibrate", debug_bundle, "--data", "known.npy", "--out", "x"), 1, "were trained on")
+    assert not (tmp_path / "x").exists()
 
 
 def test_fdr_selects_among_all_images_and_loses_none(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:

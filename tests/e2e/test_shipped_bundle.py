@@ -10,7 +10,6 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from model.bundle import Bundle, find_bundle, load_bundle
-from model.heatmap import heat
 from model.images import make_grid
 from model.noise import image_seeds
 from model.readers import read_images
@@ -75,16 +74,27 @@ def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: B
         square = np.s_[top : top + side, left : left + side]
         inside[i][square] = True
         mixed[i, ..., 0][square] = Image.fromarray(digits[i, 4:24, 4:24, 0]).resize((side, side))
-    hotter = [
-        maps[mask].mean() > maps[~mask].mean()
-        for maps, mask in zip(map(heat, runtime.explain(mixed).energy_map), inside, strict=True)
+    heats = [
+        np.stack([runtime.bundle.explainer.heat(maps) for maps in runtime.explain(images).energy_map])
+        for images in (clothes, mixed)
     ]
-    plain = [
-        maps[mask].mean() > maps[~mask].mean()
-        for maps, mask in zip(map(heat, runtime.explain(clothes).energy_map), inside, strict=True)
+    before, after = (
+        [heat[mask].mean() - heat[~mask].mean() for heat, mask in zip(of, inside, strict=True)] for of in heats
+    )
+    assert np.mean(np.array(after) > 0) > 0.9
+    assert np.mean(np.array(before) > 0) < 0.75  # the same squares before
+    assert np.median(heats[0].max((1, 2))) < 2.5 < np.median(heats[1].max((1, 2)))  # ordinary clothes are cool
+
+
+def test_a_digit_is_too_hard_for_one_level_at_least(runtime: BundleRuntime) -> None:
+    quantiles = [
+        runtime.bundle.explainer.energy_quantiles(
+            runtime.score(read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)).energies
+        )
+        for name in ("fashion-mnist", "mnist")
     ]
-    assert np.mean(hotter) > 0.85
-    assert np.mean(plain) < 0.75  # the same squares before
+    assert np.abs(quantiles[0].mean(0) - 0.5).max() < 0.07  # uniform
+    assert np.median(quantiles[1].max(1)) > 0.97
 
 
 def test_the_service_takes_clothes_and_refuses_a_digit() -> None:

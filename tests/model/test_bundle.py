@@ -20,19 +20,25 @@ from model.errors import (
     BundlePathError,
     BundleVersionError,
 )
+from model.explain import Explainer
+from model.files import encode_npy
 from model.images import Contract
 from model.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.arange(10.0))
+EXPLAINER = Explainer(*(np.full(shape, 2, np.float32) for shape in ((4, 10), (4, 16, 16), (4, 16, 16))))
+SPLITS = {"train": {"count": 3}, "calibration": {"count": 10, "sha256": "ca"}}
+TRAINED_ON = np.array([3, 5], np.uint64)
 NEEDED = [*WEIGHTS, *sorted(set(WEIGHTS.values()))]
-FILES = {name: name.encode() * 10 for name in NEEDED} | {"README.md": b"# demo"}
+FILES = {name: name.encode() * 10 for name in NEEDED} | {
+    "README.md": b"# demo",
+    "trained_on.npy": encode_npy(TRAINED_ON),
+}
 
 
 def write(path: Path, name: str = "demo", files: dict[str, bytes] = FILES) -> Bundle:
-    return write_bundle(
-        path, name, CONFIG, Contract(16, 16, 1), SCORER, {"recipe": "debug"}, {"train": {"count": 3}}, files
-    )
+    return write_bundle(path, name, CONFIG, Contract(16, 16, 1), SCORER, EXPLAINER, {"recipe": "debug"}, SPLITS, files)
 
 
 @pytest.fixture
@@ -56,9 +62,12 @@ def test_round_trip(tmp_path: Path) -> None:
     written = write(tmp_path / "a" / "demo")
     loaded = load_bundle(tmp_path / "a" / "demo")
     assert (loaded.name, loaded.config, loaded.contract) == ("demo", CONFIG, Contract(16, 16, 1))
-    assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, {"train": {"count": 3}})
+    assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, SPLITS)
     for field in ("mean", "whitening", "calibration_scores"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
+    for field in ("log_energies", "pixel_mean", "pixel_std"):
+        np.testing.assert_array_equal(getattr(loaded.explainer, field), getattr(EXPLAINER, field))
+    np.testing.assert_array_equal(loaded.fingerprints(), TRAINED_ON)
     assert loaded.read("sampler.onnx") == FILES["sampler.onnx"]
     (loaded.path / "stray.txt").write_text("nobody vouches for it")
     with pytest.raises(BundleMissingFileError, match=r"stray\.txt"):
@@ -103,18 +112,32 @@ def test_a_folder_that_is_not_there_is_missing(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [*NEEDED, "calibration.npz"])
+@pytest.mark.parametrize("name", [*NEEDED, "calibration.npz", "trained_on.npy"])
 def test_a_manifest_must_name_what_serving_needs(bundle: Path, name: str) -> None:
     edit(bundle, lambda m: m["files"].pop(name))
     with pytest.raises(BundleMissingFileError, match=name):
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [3, 0, 99])
+@pytest.mark.parametrize("version", [1, 3, 0, 99])
 def test_another_format_version_is_refused(bundle: Path, version: int) -> None:
     edit(bundle, lambda m: m.update(format_version=version))
     with pytest.raises(BundleVersionError, match=f"format {version}"):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["energy.onnx", "energy_net.safetensors"])
+def test_a_calibration_of_other_weights_is_refused(bundle: Path, name: str) -> None:
+    replace(bundle, name, b"of another model")
+    with pytest.raises(BundleHashError, match=rf"calibration\.npz belongs to another {name}"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("contents", [b"no array", encode_npy(np.zeros(3)), encode_npy(np.zeros((2, 2), np.uint64))])
+def test_fingerprints_that_are_none_are_a_bundle_error(bundle: Path, contents: bytes) -> None:
+    replace(bundle, "trained_on.npy", contents)
+    with pytest.raises(BundleError, match=r"trained_on\.npy"):
+        load_bundle(bundle).fingerprints()
 
 
 @pytest.mark.parametrize("name", ["../x", "sub/x", "..", ".", "", "{absolute}", "./x", "x/", "nul\0byte"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import model.runtime
-from model.bundle import WEIGHTS, load_bundle
+from model.bundle import load_bundle
 from model.errors import BundleError, ConfigError
 from model.graphs import to_pixels
 from model.runtime import BundleRuntime, choose_providers, engine_cache
@@ -249,16 +249,6 @@ def test_a_graph_reads_no_other_file_than_its_weights(debug_bundle: Path, forge:
         copy = forge({"energy.onnx": graph.SerializeToString()})
         with pytest.raises(BundleError, match=r"cannot load energy\.onnx .* not found"):
             BundleRuntime(load_bundle(copy), device="cpu")
-
-
-def test_the_first_format_has_its_weights_in_the_graphs(
-    runtime: BundleRuntime, debug_bundle: Path, forge: Forge
-) -> None:
-    graphs = {name: onnx.load(debug_bundle / name).SerializeToString() for name in WEIGHTS}
-    copy = forge(graphs, format_version=1)
-    seeds = np.arange(3)
-    first = BundleRuntime(load_bundle(copy), device="cpu", threads=1)
-    np.testing.assert_array_equal(first.sample(seeds), runtime.sample(seeds))
 
 
 def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:

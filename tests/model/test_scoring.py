@@ -55,6 +55,14 @@ def test_false_alarms_stay_under_alpha_over_calibration_sets(alpha: float, tied:
         assert alarms / repeats >= np.floor(alpha * (n + 1)) / (n + 1) - noise
 
 
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.integers(1, 99))
+@settings(max_examples=100, deadline=None)
+def test_the_threshold_is_where_p_values_pass_alpha(calibration: list[int], hundredths: int) -> None:
+    scorer, alpha = calibrated(np.array(calibration, dtype=float)), hundredths / 100
+    scores = np.arange(-1, 10, 0.5)
+    np.testing.assert_array_equal(scores > scorer.threshold(alpha), scorer.p_value(scores) <= alpha)
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 19))
 @settings(max_examples=200, deadline=None)
 def test_fdr_threshold_is_benjamini_hochberg(ranks: list[int], twentieths: int) -> None:

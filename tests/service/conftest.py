@@ -17,6 +17,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from model.explain import fit_explainer
 from model.images import Contract, encode_png
 from model.runtime import Explained, Scores
 from model.scoring import Scorer
@@ -40,6 +41,7 @@ class FakeEngine:
     num_steps = 4
     contract = Contract(8, 6, 1)
     scorer = Scorer(np.zeros(1), np.eye(1), np.arange(99.0))  # the smallest p is 0.01
+    explainer = fit_explainer(np.log(np.outer(np.arange(1, 101), np.arange(1, 5))), *np.ones((2, 4, 8, 6)))
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name

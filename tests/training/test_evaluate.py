@@ -9,7 +9,7 @@ from model.bundle import load_bundle
 from model.runtime import BundleRuntime
 from model.scoring import Scorer, false_alarm_interval
 from training.data import load_data, split
-from training.evaluate import BATCH, auroc, level_rows, ood_report
+from training.evaluate import auroc, ood_report
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,6 @@ def test_auroc_is_the_share_of_pairs_in_order_ties_half() -> None:
     pairs = [(o > i) + 0.5 * (o == i) for i in inside for o in outside]
     assert auroc(inside, outside) == pytest.approx(np.mean(pairs))
     assert auroc(np.zeros(3), np.ones(4)) == 1
-
-
-def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
-    images = load_data("shapes", runtime.bundle.config)[: BATCH + 3]
-    rows = level_rows(runtime.energy, images)
-    features = runtime.level_statistics(images[:1]).features
-    assert rows.shape == (BATCH + 3, 4 + features.size)
-    np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, images[-3:]), rtol=1e-4, atol=1e-5)
 
 
 def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:

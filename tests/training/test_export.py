@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import training
 from model.bundle import WEIGHTS, load_bundle
 from model.errors import CheckpointError, ParityError
+from model.images import fingerprints
 from model.networks import Generator
 from model.runtime import Session, make_session
 from training import checkpoint
@@ -114,6 +115,15 @@ def test_a_graph_can_be_opened_where_it_lies(debug_bundle: Path) -> None:
     ours = open_graph(debug_bundle, "energy.onnx")
     for a, b in zip(from_file.run(None, {"images": images}), ours.run(None, {"images": images}), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_bundle_knows_what_it_was_trained_on_and_not_the_rest(debug_bundle: Path) -> None:
+    bundle = load_bundle(debug_bundle)
+    splits = split(load_data("shapes", bundle.config))
+    parts = (splits.train, splits.reference, splits.choice, splits.calibration)
+    known = [float(np.isin(fingerprints(part), bundle.fingerprints()).mean()) for part in parts]
+    assert known[:2] == [1, 1]
+    assert max(known[2:]) < 0.03  # made shapes come twice by chance
 
 
 def test_weights_and_manifest_rebuild_the_generator(debug_bundle: Path) -> None:

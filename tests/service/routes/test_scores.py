@@ -67,6 +67,8 @@ def test_every_image_is_scored_in_the_order_sent(client: TestClient) -> None:
     assert [result["energies"] for result in results] == [[n, 2 * n, 3 * n, 4 * n] for n in levels]
     assert [result["p_value"] for result in results] == FakeEngine.scorer.p_value(np.array(levels)).tolist()
     assert [result["is_ood"] for result in results] == [True, False, True, False]
+    expected = FakeEngine.explainer.energy_quantiles(np.outer(levels, np.arange(1, 5)))
+    np.testing.assert_allclose([result["energy_quantiles"] for result in results], expected)
     assert not any(result["resized"] for result in results)
 
 

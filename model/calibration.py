@@ -1,0 +1,99 @@
+"""Held-out images -> a score with p-values and what explains it; and the same anew for a user's own images."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Bundle, rewrite_bundle
+from model.errors import DataError
+from model.explain import Explainer, fit_explainer
+from model.images import fingerprints
+from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics
+from model.scoring import Scorer, calibrate_scorer, fit_scorer, statistics
+
+BATCH = 250
+_CARD_HEADING = "\n## Calibrated anew\n"
+
+
+def level_rows(energy: Session, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Rows of `model.scoring.statistics` for images (N, H, W, C), a batch at a time."""
+    return np.concatenate([statistics(levels.energies, levels.features) for levels in _levels(energy, images)])
+
+
+def fit(energy: Session, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]) -> tuple[Scorer, Explainer]:
+    """Score and explanations of a new model, from images that its networks never saw.
+
+    Args:
+        reference: standardises; (m, H, W, C).
+        calibration: gives the p-values; (n, H, W, C), disjoint from `reference`.
+
+    Raises:
+        ConfigError: too few images.
+    """
+    rows = []
+    total = squares = np.zeros(1)
+    for levels in _levels(energy, reference):
+        rows.append(statistics(levels.energies, levels.features))
+        maps = levels.energy_map.astype(np.float64)
+        total, squares = total + maps.sum(0), squares + (maps**2).sum(0)
+    mean = total / max(len(reference), 1)
+    std = np.sqrt(np.maximum(squares / max(len(reference), 1) - mean**2, 0))
+    calibration_rows = level_rows(energy, calibration)
+    scorer = fit_scorer(np.concatenate(rows), calibration_rows)
+    return scorer, fit_explainer(_log_energies(calibration_rows, mean), mean, std)
+
+
+def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float) -> tuple[Bundle, float]:
+    """The bundle with p-values of `images` in place of its own, written to `out`; what it computes is the same.
+
+    Args:
+        images: what the model will be sent while all is well, (n, H, W, C) in the contract's form; never
+            those that it was trained on, which it knows too well.
+        alpha: the false-alarm rate that is meant, which says how many images it takes.
+
+    Returns:
+        The new bundle, and the share of `images` that would have raised an alarm at `alpha` before.
+
+    Raises:
+        DataError: too few images, or some were trained on.
+        BundleError: `out` holds something that is not a bundle.
+    """
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    if len(images) < needed:
+        raise DataError(
+            f"{len(images)} images cannot give a p-value of {alpha:g}: it takes at least {needed},"
+            f" and {20 * needed} for a false-alarm rate near it"
+        )
+    known = np.flatnonzero(np.isin(fingerprints(images), bundle.fingerprints()))
+    if len(known):
+        places = ", ".join(map(str, known[:5])) + (", …" if len(known) > 5 else "")
+        raise DataError(
+            f"{len(known)} of {len(images)} images were trained on (in order, from 0: {places});"
+            " the model knows them too well to calibrate on: leave them out"
+        )
+    rows = level_rows(BundleRuntime(bundle, device="cpu").energy, images)
+    scorer = calibrate_scorer(bundle.scorer, rows)
+    before = float((bundle.scorer.p_value(bundle.scorer.ood_score(rows)) <= alpha).mean())
+    old = bundle.explainer
+    explainer = Explainer(np.sort(_log_energies(rows, old.pixel_mean).T, axis=1), old.pixel_mean, old.pixel_std)
+    source = {"count": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "replaces": bundle.digest}
+    card = bundle.read("README.md").decode().partition(_CARD_HEADING)[0]
+    card += _CARD_HEADING + (
+        f"\nThe p-values are those of {len(images)} other images (sha256 of the pixels `{source['sha256']}`).\n"
+        "What is said above of false alarms and of what is caught was measured with the calibration before.\n"
+    )
+    return rewrite_bundle(bundle, out, scorer, explainer, source, {"README.md": card.encode()}), before
+
+
+def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[LevelStatistics]:
+    for start in range(0, len(images), BATCH):
+        yield level_statistics(energy, images[start : start + BATCH])
+
+
+def _log_energies(rows: NDArray[np.float64], pixels: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The first columns of `rows`, (n, T); `pixels` (T, H, W) knows T."""
+    return rows[:, : len(pixels)].astype(np.float32)

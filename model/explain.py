@@ -1,0 +1,84 @@
+"""Why an image scores as it does: which level finds it unusual, and where in the picture.
+
+The energy of a level is a sum over pixels, E_k = Σ_p E_k(p), so both are read off the energies themselves, beside those
+of held-out images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SMOOTHING = 0.07  # std of the Gaussian, in image sides: a level's map alternates from pixel to pixel
+# Black-body colours from nothing to hot, evenly spaced.
+_COLOURS = np.array([(0, 0, 0), (120, 0, 20), (230, 60, 0), (255, 180, 0), (255, 255, 200)], dtype=np.float64)
+_FLOOR = 0.5  # of a pixel's std, in means over the level: a corner that is always black is not infinitely strange
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """What the energies of held-out images are like."""
+
+    log_energies: NDArray[np.float32]  # (T, n), of the calibration images, each level ascending
+    pixel_mean: NDArray[np.float32]  # (T, H, W), of energy maps of the reference images
+    pixel_std: NDArray[np.float32]  # (T, H, W), above 0
+
+    def energy_quantiles(self, energies: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Share of calibration images with a lower energy, (B, T): near 1 is too hard for a level, near 0 too easy."""
+        logs = log_energies(energies)
+        levels = zip(self.log_energies, logs.T, strict=True)
+        below = np.stack([np.searchsorted(known, values, side="left") for known, values in levels], 1)
+        shares: NDArray[np.float64] = below / self.log_energies.shape[1]
+        return shares
+
+    def heat(self, energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Energy maps (T, H, W) of one image -> (H, W): smoothed standard deviations of a pixel over held-out images.
+
+        A pixel takes the level that finds it least likely.
+        """
+        return _smooth(((energy_map - self.pixel_mean) / self.pixel_std).max(0))
+
+
+def fit_explainer(
+    log_energies: NDArray[np.floating], pixel_mean: NDArray[np.floating], pixel_std: NDArray[np.floating]
+) -> Explainer:
+    """From log energies (n, T) of calibration images, and mean and std (T, H, W) of reference images' energy maps."""
+    level_std = pixel_std.mean((1, 2), keepdims=True)
+    floored = np.maximum(pixel_std, np.maximum(_FLOOR * level_std, 1e-12))
+    return Explainer(
+        np.sort(log_energies.T.astype(np.float32), axis=1), pixel_mean.astype(np.float32), floored.astype(np.float32)
+    )
+
+
+def log_energies(energies: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Near a Gaussian, where energies, sums over pixels, have a long right tail."""
+    logs: NDArray[np.float32] = np.log(np.maximum(energies, 1e-12)).astype(np.float32)
+    return logs
+
+
+def overlay(
+    pixels: NDArray[np.uint8], heat: NDArray[np.float64], start: float = 1.0, full: float = 4.0
+) -> NDArray[np.uint8]:
+    """The image (H, W, C) in dim grey under its heat: uint8 RGB (H, W, 3).
+
+    Heat has no colour up to `start`, which ordinary images seldom pass, and the hottest from `full` on.
+    """
+    grey = pixels.mean(2, keepdims=True)
+    strength = np.clip((heat - start) / (full - start), 0, 1)[..., None]  # (H, W, 1)
+    places = np.linspace(0, 1, len(_COLOURS))
+    colour = np.stack([np.interp(strength[..., 0], places, _COLOURS[:, c]) for c in range(3)], -1)
+    mixed: NDArray[np.uint8] = ((1 - strength) * grey * 0.7 + strength * colour).round().astype(np.uint8)
+    return mixed
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gaussian blur of (H, W), mirrored at the edges."""
+    for axis, side in enumerate(values.shape):
+        sigma = max(_SMOOTHING * side, 0.5)
+        reach = min(int(3 * sigma) + 1, side - 1)
+        offsets = np.arange(-reach, reach + 1)
+        weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+        padded = np.pad(values, [(reach, reach) if a == axis else (0, 0) for a in range(2)], mode="reflect")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis)
+        values = windows @ (weights / weights.sum())
+    return values
