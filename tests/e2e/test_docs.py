@@ -182,6 +182,7 @@ def test_the_scores_that_the_readme_shows_are_those_that_come(tmp_path: Path) ->
     assert answer["digest"].startswith(shown.pop("digest").rstrip("…"))
     for row, result in zip(shown.pop("results"), answer.pop("results"), strict=True):
         assert result.pop("energies") == pytest.approx(row.pop("energies"), abs=0.1)
+        assert result.pop("energy_quantiles") == pytest.approx(row.pop("energy_quantiles"), abs=0.01)
         assert result.pop("ood_score") == pytest.approx(row.pop("ood_score"), abs=0.1)
         assert result.pop("p_value") == pytest.approx(row.pop("p_value"), abs=1e-3)
         assert result == row
