@@ -198,7 +198,7 @@ def calibrate(
     from model.readers import read_images
     from model.scoring import false_alarm_interval
 
-    if not 0 < alpha < 1:
+    if not 1e-9 <= alpha < 1:
         raise typer.BadParameter("--alpha must lie between 0 and 1")
     old = load_bundle(find_bundle(bundle))
     images = read_images(data, old.contract)

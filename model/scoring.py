@@ -47,8 +47,8 @@ class Scorer:
     def threshold(self, alpha: float) -> float:
         """The score above which p <= alpha; infinite where alpha is below the smallest p."""
         n = len(self.calibration_scores)
-        above = int((np.arange(1, n + 2) / (n + 1) <= alpha).sum())  # floor(alpha·(n + 1)), rounded as p_value rounds
-        return float(self.calibration_scores[n - above]) if 0 < above <= n else math.inf if not above else -math.inf
+        j = _firing(alpha, n)
+        return float(self.calibration_scores[n - j]) if j else math.inf
 
     @property
     def smallest_p(self) -> float:
@@ -125,13 +125,18 @@ def false_alarm_interval(alpha: float, n: int, confidence: float = 0.99) -> tupl
     Raises:
         ConfigError: alpha is below the smallest p-value, so that no alarm is possible.
     """
-    j = int((np.arange(1, n + 2) / (n + 1) <= alpha).sum())  # floor(alpha·(n + 1)), rounded as p_value rounds
+    j = _firing(alpha, n)
     if j < 1:
         raise ConfigError(
             f"alpha = {alpha} can never fire: the smallest p-value of {n} calibration images is {1 / (n + 1):.3g}"
         )
     tail = (1 - confidence) / 2
     return _beta_quantile(tail, j, n + 1 - j), _beta_quantile(1 - tail, j, n + 1 - j)
+
+
+def _firing(alpha: float, n: int) -> int:
+    """How many of the p-values 1/(n + 1), …, n/(n + 1) are at most alpha: floor(alpha·(n + 1)), rounded as they are."""
+    return int((np.arange(1, n + 1) / (n + 1) <= alpha).sum())
 
 
 def _beta_quantile(q: float, a: int, b: int) -> float:
