@@ -42,6 +42,7 @@ class Totals:
 
 
 def judge(images: Iterable[Scored], alpha: float) -> Iterator[Judged]:
+    """Each image with its verdict at `alpha`."""
     for image in images:
         yield Judged(image, None if image.p_value is None else image.p_value <= alpha)
 
