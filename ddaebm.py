@@ -56,6 +56,15 @@ def serve(
 
 
 @app.command()
+def key() -> None:
+    """Make an API key: one line for the client, one for the service, which never needs the key itself."""
+    from service.auth import make_key
+
+    secret, hashed = make_key()
+    print(f"Authorization: Bearer {secret}\nDDAEBM_API_KEYS={hashed}")
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str,

@@ -5,7 +5,9 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 from model.bundle import find_bundle, load_bundle
@@ -99,10 +101,22 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
+        api_keys=settings.api_keys,
     )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", "ETag"],
+        )
     errors.install(app)
-    for module in (samples, scores, models, probes):
-        app.include_router(module.router)
+    # The check itself is the middleware's, before a body is read; this tells OpenAPI of it.
+    security = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
+    for module in (samples, scores, models):
+        app.include_router(module.router, dependencies=security)
+    app.include_router(probes.router)
 
     @app.get("/", include_in_schema=False)
     async def index() -> RedirectResponse:

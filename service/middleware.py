@@ -5,13 +5,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.auth import PUBLIC, check_key
 from service.errors import CLIENT_GONE, Problem, problem_response
 from service.metrics import Metrics
 
@@ -26,8 +27,10 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 class RequestMiddleware:
     """Sets `request.state.request_id` and `.timings` (stage -> seconds, sent as Server-Timing)."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float, api_keys: Sequence[str]
+    ) -> None:
+        self.app, self.metrics, self.api_keys = app, metrics, api_keys
         self.max_body_bytes, self.body_seconds = max_body_bytes, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +50,10 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
+                for name, value in _SECURITY:
+                    out.setdefault(name, value)
+                if scope["path"] != "/docs":  # the one page with scripts
+                    out.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
                 out["x-request-id"] = request_id
                 if timings := state["timings"]:
                     out["server-timing"] = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
@@ -54,11 +61,13 @@ class RequestMiddleware:
 
         try:
             limit = self.max_body_bytes if scope["path"] in _LARGE_BODIES else min(_SMALL_BODY, self.max_body_bytes)
+            if self.api_keys and scope["path"] not in PUBLIC:
+                check_key(headers, self.api_keys)
             _check_length(headers, limit)
             await self.app(scope, self._limited(receive, limit), send_with_headers)
         except ClientDisconnect:  # while its body was read: counted as what it is, and no fault of ours
             logger.debug("request %s: the client left", request_id)
-        except Problem as problem:  # from _check_length; later ones are answered inside the app
+        except Problem as problem:  # from the two checks; later ones are answered inside the app
             response = problem_response(problem, scope["path"], request_id)
             response.headers["connection"] = "close"  # the body is not read
             await response(scope, receive, send_with_headers)
@@ -73,7 +82,7 @@ class RequestMiddleware:
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.requests.labels(route, method, str(status)).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
-            if method == "POST" and status in _REASONS:
+            if status in _REASONS and scope["path"] not in PUBLIC:
                 self.metrics.rejected.labels(_REASONS[status]).inc()
 
     def _limited(self, receive: Receive, limit: int) -> Receive:
@@ -112,4 +121,13 @@ def _check_length(headers: Headers, limit: int) -> None:
         raise _too_large(limit)
 
 
-_REASONS = {408: "slow_body", 413: "too_large", 429: "queue_full", 503: "not_ready", 504: "deadline"}
+# What is sent is never to be guessed at, framed, or named to another site.
+_SECURITY = (("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"))
+_REASONS = {
+    401: "unauthorized",
+    408: "slow_body",
+    413: "too_large",
+    429: "queue_full",
+    503: "not_ready",
+    504: "deadline",
+}

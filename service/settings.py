@@ -1,5 +1,6 @@
 """Settings: a flag beats the environment (`DDAEBM_…`), which beats `.env`, which beats the default."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -16,6 +17,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="SHA-256 of the keys that may ask, separated by commas (`ddaebm key` makes one); empty: anybody"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose pages may ask from a browser, separated by commas; * for all, empty for none"
+    )
     backend: Literal["onnx", "torch"] = Field("onnx", description="torch needs the extra of that name (docs/gpu.md)")
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto", description="auto takes CUDA where the backend has it; tensorrt is for onnx alone"
@@ -32,12 +39,35 @@ class Settings(BaseSettings):
     deadline_seconds: float = Field(30.0, gt=0, description="time a request may take; X-Request-Timeout shortens it")
     drain_seconds: int = Field(30, ge=1, description="time that work in flight has after SIGTERM")
 
-    @field_validator("bundle", mode="before")
+    @field_validator("bundle", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        names = value.split(",") if isinstance(value, str) else value
+        names = value.split(",") if isinstance(value, str) and value else value or ()
         if isinstance(names, (list, tuple)):
             names = tuple(name.strip() if isinstance(name, str) else name for name in names)
-            if not names or "" in names:
-                raise ValueError("name at least one bundle; separate several by commas")
+            if "" in names:
+                raise ValueError("one of the values is empty; separate several by single commas")
         return names
+
+    @field_validator("bundle")
+    @classmethod
+    def _at_least_one(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names:
+            raise ValueError("name at least one bundle; separate several by commas")
+        return names
+
+    @field_validator("api_keys")
+    @classmethod
+    def _are_hashes(cls, hashes: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch("[0-9a-f]{64}", text) for text in hashes):  # the value is not repeated: it may be a key
+            raise ValueError("takes SHA-256 in 64 small hexadecimal digits, not keys; `ddaebm key` makes both")
+        return hashes
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if bad := [text for text in origins if text != "*" and not re.fullmatch(r"https?://[^/\s]+", text)]:
+            raise ValueError(
+                f"{bad[0]!r} is no origin: https://example.org, without a path or a slash at the end, or *"
+            )
+        return origins

@@ -20,6 +20,8 @@ from PIL import Image
 from model.images import encode_png, make_grid
 from model.noise import image_seeds
 from model.scoring import fdr_threshold
+from service.auth import hash_key
+from service.settings import Settings
 from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
 
 LIKE_NOTHING = np.random.default_rng(0).integers(256, size=(3, 16, 16), dtype=np.uint8)
@@ -311,3 +313,10 @@ def test_sampling_leaves_no_half_a_file_behind(cli: Cli, debug_bundle: Path, tmp
     (bundle / "sampler.onnx").unlink()
     check_failure(cli("sample", "--bundle", bundle, "--out", "x.png"), 1, "sampler.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_key_that_is_made_opens_the_service_that_is_given_its_hash(cli: Cli) -> None:
+    client, server = cli("key").stdout.splitlines()
+    secret, hashed = client.removeprefix("Authorization: Bearer "), server.removeprefix("DDAEBM_API_KEYS=")
+    assert hash_key(secret) == hashed
+    assert Settings(_env_file=None, api_keys=hashed).api_keys == (hashed,)
