@@ -20,6 +20,7 @@ from service.middleware import RequestMiddleware
 from service.routes import models, probes, samples, scores
 from service.settings import Settings
 from service.state import Engines, Service
+from service.watchdog import watch
 
 logger = logging.getLogger("ddaebm")
 
@@ -83,8 +84,11 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         batcher.start()
         app.state.service = service = Service(settings, {}, batcher, metrics, load)
         service.serve(ready)
+        watchdog = asyncio.create_task(watch(service))
         yield
         service.draining = True
+        watchdog.cancel()
+        await asyncio.wait([watchdog])
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
             logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
 

@@ -33,7 +33,7 @@ class QueueFullError(Exception):
 
 
 class BatcherStoppedError(Exception):
-    """The inference thread died, or is being shut down."""
+    """The inference thread died or hung, or is being shut down."""
 
 
 @dataclass(eq=False)
@@ -54,7 +54,16 @@ class Job:
         return len(self.rows) - self.taken
 
 
-Piece = tuple[Job, NDArray[Any]]
+@dataclass(eq=False)
+class Call:
+    """One batch that is computed: rows of one job or more."""
+
+    pieces: list[tuple[Job, NDArray[Any]]]
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for job, _ in self.pieces]
 
 
 class Batcher:
@@ -75,14 +84,33 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self._seconds_per_row = 0.0  # moving average; 0 until something was measured
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        self._call: Call | None = None  # under way
+        self._thread = threading.Thread()
 
     def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the call under way has taken by now."""
+        call = self._call
+        return time.perf_counter() - call.began if call else 0.0
+
+    def restart(self) -> None:
+        """Another thread in place of one that died or hangs, for the jobs that wait.
+
+        A thread cannot be killed: one that hangs is left to itself, and what it may still return is thrown away. The
+        jobs of its batch are told that they are lost.
+        """
+        self._give_up(self._call)
+        with self._changed:
+            self.start()
+            self._changed.notify_all()  # the old one, if it lives and waits: it has been replaced
 
     def submit(self, operation: Operation, rows: NDArray[Any]) -> Job:
         """Queue `rows`; await the job's future for the operation's arrays, in order.
@@ -113,29 +141,45 @@ class Batcher:
             self._closing = True
             self._changed.notify()
         self._thread.join(timeout)
+        with self._changed:  # nobody will run what a thread that died or hangs has left
+            stranded = list(self._jobs)
+            self._jobs.clear()
+            self.queued = 0
+        _deliver([(job, BatcherStoppedError()) for job in stranded])
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        pieces: list[Piece] = []
+        call = None
         try:
-            while pieces := self._take():
-                self._execute(pieces)
+            while call := self._take():
+                self._execute(call)
         except BaseException:
             logger.critical("the inference thread died", exc_info=True)
+            self._give_up(call)
             raise
-        finally:
-            with self._changed:
-                self._closing = True
-                stranded = dict.fromkeys([*(job for job, _ in pieces), *self._jobs])  # each once
-                self._jobs.clear()
-                self.queued = 0
-            _deliver([(job, BatcherStoppedError()) for job in stranded])
 
-    def _take(self) -> list[Piece]:
-        """The next batch; empty when closing and nothing waits."""
+    def _finish(self, call: Call | None) -> bool:
+        """Nothing is under way any more; false if `call` has been given up meanwhile."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing)
-            pieces: list[Piece] = []
+            if call is None or self._call is not call:
+                return False
+            self._call = None
+            return True
+
+    def _give_up(self, call: Call | None) -> None:
+        if call and self._finish(call):
+            for job in call.jobs:
+                self._drop(job)
+            _deliver([(job, BatcherStoppedError()) for job in call.jobs])
+
+    def _take(self) -> Call | None:
+        """The next batch; None when another thread has taken over, or when closing and nothing waits."""
+        me = threading.current_thread()
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closing or self._thread is not me)
+            if self._thread is not me or not self._jobs:
+                return None
+            pieces: list[tuple[Job, NDArray[Any]]] = []
             room = self.max_batch
             passed: list[Job] = []
             while self._jobs and room:
@@ -148,14 +192,15 @@ class Batcher:
                 job.taken += len(rows)
                 room -= len(rows)
             self._jobs.extendleft(reversed(passed))
-            if pieces and pieces[-1][0].left:  # only the last can have found no room
+            if pieces[-1][0].left:  # only the last can have found no room
                 self._jobs.append(pieces[-1][0])
             self.queued -= self.max_batch - room
-            return pieces
+            self._call = Call(pieces)
+            return self._call
 
-    def _execute(self, pieces: list[Piece]) -> None:
-        began = time.perf_counter()
-        for job, _ in pieces:
+    def _execute(self, call: Call) -> None:
+        pieces, began = call.pieces, call.began
+        for job in call.jobs:
             job.started = job.started or began
         operation, count = pieces[0][0].operation, sum(len(rows) for _, rows in pieces)
         try:
@@ -164,11 +209,14 @@ class Batcher:
                 raise RuntimeError(f"{count} rows in, {[len(array) for array in arrays]} out")
         except Exception as error:  # an engine's fault ends these requests, not the thread
             logger.exception("inference failed")
-            for job, _ in pieces:
-                self._drop(job)
-            _deliver([(job, error) for job, _ in pieces])
+            if self._finish(call):
+                for job in call.jobs:
+                    self._drop(job)
+                _deliver([(job, error) for job in call.jobs])
             return
         ended = time.perf_counter()
+        if not self._finish(call):
+            return
         self._observe(operation, count, ended - began)
         done: list[tuple[Job, Arrays | Exception]] = []
         start = 0

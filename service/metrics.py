@@ -61,6 +61,9 @@ class Metrics:
         )
         for outcome in ("ok", "failed"):  # at 0 from the start: a series that begins at 1 is no increase to Prometheus
             self.reloads.labels(outcome)
+        self.inference_restarts = Counter(
+            "ddaebm_inference_restarts_total", "Inference threads replaced: died or hung.", registry=registry
+        )
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )

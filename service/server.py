@@ -42,6 +42,11 @@ class Server(uvicorn.Server):
         if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        service = self._service()
+        return await super().on_tick(counter) or bool(service and service.failed)
+
     def on_hangup(self) -> None:
         service = self._service()
         if service and not service.draining:
@@ -61,7 +66,7 @@ class Server(uvicorn.Server):
 
 
 def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start."""
+    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -75,4 +80,5 @@ def serve(app: FastAPI, settings: Settings) -> int:
         server.run()
     except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why
         return 1
-    return 0 if server.started else 1
+    service = app.state.service if server.started else None
+    return 0 if service and not service.failed else 1

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one image sent, checked before decoding")
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
     deadline_seconds: float = Field(30.0, gt=0, description="time a request may take; X-Request-Timeout shortens it")
+    hang_seconds: float = Field(60.0, gt=0, description="time one inference may take before its thread is given up")
     drain_seconds: int = Field(30, ge=1, description="time that work in flight has after SIGTERM")
 
     @field_validator("bundle", "api_keys", "cors_origins", mode="before")

@@ -33,6 +33,7 @@ class Service:
     metrics: Metrics
     load: Callable[[Engines], Engines]  # those that the settings name, warm; takes the loaded ones over if unchanged
     draining: bool = False
+    failed: bool = False  # for good: only a new process helps
     drifts: dict[str, Drift] = field(default_factory=dict)  # by digest
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     reload_waits: bool = False
@@ -95,8 +96,10 @@ class Service:
         """Why the service is not ready, or None when it is."""
         if self.draining:
             return "draining: the service is shutting down"
+        if self.failed:
+            return "the inference thread died or hung twice; restart the service"
         if not self.batcher.alive:
-            return "the inference thread died; restart the service"
+            return "the inference thread died; another one is being started"
         return None
 
     async def run(self, request: Request, operation: Operation, rows: NDArray[Any]) -> Arrays:
@@ -118,7 +121,7 @@ class Service:
             detail = f"the queue of {limit} images is full; try again in {error.retry_after} s"
             raise Problem(429, "queue-full", detail, wait) from error
         except BatcherStoppedError as error:
-            raise Problem(503, "not-ready", self.fault() or "stopping") from error
+            raise self._stopped() from error
         gone = asyncio.ensure_future(_disconnect(request))
         try:
             waiting: set[asyncio.Future[Any]] = {job.future, gone}
@@ -130,7 +133,7 @@ class Service:
             else:
                 raise deadline.problem()
         except BatcherStoppedError as error:
-            raise Problem(503, "not-ready", self.fault() or "stopping") from error
+            raise self._stopped() from error
         finally:
             gone.cancel()
             self.batcher.cancel(job)
@@ -138,6 +141,10 @@ class Service:
         timings["queue"] = timings.get("queue", 0.0) + job.started - job.submitted
         timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
         return arrays
+
+    def _stopped(self) -> Problem:
+        reason = self.fault() or "the inference thread died or hung with this request"
+        return Problem(503, "not-ready", f"{reason}; try again", {"Retry-After": "1"})
 
     def deadline(self, request: Request) -> "Deadline":
         """That of the request, which begins when it is first asked for. Raises Problem 400: a bad header."""

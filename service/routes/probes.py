@@ -12,9 +12,9 @@ router = APIRouter(tags=["probes"])
 
 @router.get("/livez")
 async def livez(service: Shared) -> Status:
-    """200 while the inference thread lives; after that only a restart helps."""
-    if not service.batcher.alive and not service.draining:
-        raise Problem(503, "not-live", "the inference thread died; restart the service")
+    """200 but when the inference thread died or hung twice; after that only a restart helps."""
+    if service.failed:
+        raise Problem(503, "not-live", service.fault() or "")
     return Status(status="live")
 
 

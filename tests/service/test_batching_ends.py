@@ -97,21 +97,71 @@ def test_closing_says_when_the_thread_did_not_end_in_time(batcher: Batcher, oper
     run(test())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_thread_dies_every_job_is_told(batcher: Batcher) -> None:
+DIES = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+async def kill(batcher: Batcher, operation: Squares) -> None:
+    operation.fault = SystemExit()
+    operation.reopen()
+    await in_thread(lambda: batcher._thread.join(PATIENCE))
+    assert not batcher.alive
+
+
+@DIES
+def test_when_the_thread_dies_its_batch_is_lost_and_the_others_wait_for_another_thread(batcher: Batcher) -> None:
     operation = Squares()
 
     async def test() -> None:
         running = await occupy(batcher, operation)
-        waiting = batcher.submit(operation, rows(1))
-        operation.fault = SystemExit()
-        operation.reopen()
-        await in_thread(lambda: batcher._thread.join(PATIENCE))
-        assert not batcher.alive
-        told = asyncio.gather(running, waiting.future, return_exceptions=True)
-        assert [type(outcome) for outcome in await asyncio.wait_for(told, 1)] == [BatcherStoppedError] * 2
+        waiting = batcher.submit(operation, rows(*range(20)))
+        await kill(batcher, operation)
+        with pytest.raises(BatcherStoppedError):
+            await asyncio.wait_for(running, 1)
         with pytest.raises(BatcherStoppedError):
             batcher.submit(operation, rows(1))
+        assert (batcher.queued, waiting.future.done()) == (20, False)
+        batcher.restart()
+        assert (await waiting.future)[0].tolist() == [n**2 for n in range(20)]
+        assert (await batcher.submit(operation, rows(3)).future)[0].tolist() == [9]
+
+    run(test())
+
+
+@DIES
+def test_closing_tells_those_who_wait_for_a_thread_that_died(batcher: Batcher) -> None:
+    operation = Squares()
+
+    async def test() -> None:
+        await occupy(batcher, operation)
+        waiting = batcher.submit(operation, rows(1))
+        await kill(batcher, operation)
+        assert batcher.close(PATIENCE)
+        with pytest.raises(BatcherStoppedError):
+            await asyncio.wait_for(waiting.future, 1)
         assert batcher.queued == 0
+
+    run(test())
+
+
+def test_a_thread_that_hangs_is_replaced_and_what_it_returns_at_last_is_thrown_away(batcher: Batcher) -> None:
+    stuck, well = Squares(), Squares()
+
+    async def test() -> None:
+        stuck.shut()
+        lost = batcher.submit(stuck, rows(*range(20)))  # three batches
+        await in_thread(stuck.wait_for_call)
+        old, waiting = batcher._thread, batcher.submit(well, rows(4))
+        await in_thread(lambda: wait_until(lambda: batcher.busy_seconds > 0.05))
+        batcher.restart()
+        with pytest.raises(BatcherStoppedError):
+            await asyncio.wait_for(lost.future, 1)
+        assert (await waiting.future)[0].tolist() == [16]
+        assert batcher.busy_seconds == 0
+        stuck.reopen()
+        await in_thread(lambda: old.join(PATIENCE))
+        assert not old.is_alive()
+        assert (await batcher.submit(well, rows(5)).future)[0].tolist() == [25]
+        assert len(stuck.calls) == 1  # the rest of its job went with it
+        assert batcher.alive
 
     run(test())

@@ -28,6 +28,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_image_pixels": 16_000_000,
         "max_request_pixels": 64_000_000,
         "deadline_seconds": 30.0,
+        "hang_seconds": 60.0,
         "drain_seconds": 30,
     }
 
@@ -91,6 +92,7 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
         {"max_request_pixels": 0},
         {"threads": -1},
         {"drain_seconds": 0},
+        {"hang_seconds": 0},
         {"deadline_seconds": 0},
         {"deadline_seconds": -1},
         {"deadline_seconds": "nan"},

@@ -45,24 +45,6 @@ def test_a_draining_service_is_live_but_not_ready(client: TestClient) -> None:
     assert client.get("/livez").status_code == 200
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_inference_thread_fails_the_probes_and_every_request(client: TestClient, engine: FakeEngine) -> None:
-    body, headers = {"n": 1}, {"x-request-timeout": "2"}  # so that a request left hanging shows as 504
-    with ThreadPoolExecutor() as pool, engine.blocked():
-        running = pool.submit(client.post, "/v1/samples", json=body, headers=headers)
-        assert engine.entered.wait(PATIENCE)
-        waiting = pool.submit(client.post, "/v1/samples", json=body, headers=headers)
-        wait_until(lambda: service_of(client).batcher.queued)
-        engine.fault = SystemExit()
-        engine.release()
-        check_problem(waiting.result(PATIENCE), 503, "not-ready")
-        wait_until(lambda: not service_of(client).batcher.alive)
-        check_problem(client.get("/readyz"), 503, "not-ready")
-        check_problem(client.get("/livez"), 503, "not-live")
-        check_problem(client.post("/v1/samples", json=body), 503, "not-ready")
-        check_problem(running.result(PATIENCE), 503, "not-ready")
-
-
 def test_the_metrics_page_is_what_prometheus_reads(client: TestClient) -> None:
     client.post("/v1/samples", json={"n": 3})
     response = client.get("/metrics")

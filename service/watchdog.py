@@ -1,0 +1,38 @@
+"""Notices an inference thread that died or hangs: starts another one, once; the next time the service has failed."""
+
+import asyncio
+import logging
+
+from service.state import Service
+
+logger = logging.getLogger("ddaebm")
+
+_EVERY = 0.25  # seconds between two looks
+
+
+async def watch(service: Service) -> None:
+    """Until the service drains or fails. `service.failed` makes `service.server` end the process with 1."""
+    restarted = False
+    while not service.draining:
+        await asyncio.sleep(_EVERY)
+        fault = _fault(service)
+        if fault is None or service.draining:
+            continue
+        if restarted:
+            logger.critical("%s again; restart the service", fault)
+            service.failed = True
+            await asyncio.to_thread(service.batcher.close, 0)  # those who wait are told
+            return
+        logger.error("%s; starting another one, this once", fault)
+        service.batcher.restart()
+        service.metrics.inference_restarts.inc()
+        restarted = True
+
+
+def _fault(service: Service) -> str | None:
+    if not service.batcher.alive:
+        return "the inference thread died"
+    limit = service.settings.hang_seconds
+    if service.batcher.busy_seconds > limit:
+        return f"the inference thread hangs: one inference is over {limit:g} s"
+    return None
