@@ -13,7 +13,8 @@ from starlette.datastructures import Headers
 from service.errors import Problem
 
 # Nothing here tells what is not public anyway; probes and the scrape come from machines that have no key.
-PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/livez", "/readyz", "/health", "/metrics"}
+PROBES = {"/livez", "/readyz", "/health", "/metrics"}
+PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", *PROBES}
 
 
 def make_key() -> tuple[str, str]:

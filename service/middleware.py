@@ -7,13 +7,15 @@ import time
 import uuid
 from collections.abc import MutableMapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import PUBLIC, check_key
+from service.auth import PROBES, PUBLIC, check_key
 from service.errors import CLIENT_GONE, Problem, problem_response
+from service.logs import access, log_request
 from service.metrics import Metrics
 
 logger = logging.getLogger("ddaebm")
@@ -80,8 +82,14 @@ class RequestMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
+            seconds = time.perf_counter() - began
             self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.request_seconds.labels(route).observe(time.perf_counter() - began)
+            self.metrics.request_seconds.labels(route).observe(seconds)
+            # Probes and scrapes that went well would bury the rest.
+            level = logging.DEBUG if scope["path"] in PROBES and status < 400 else logging.INFO
+            if access.isEnabledFor(level):
+                client = (scope.get("client") or ("-",))[0]
+                log_request(level, client, method, quote(scope["path"]), status, seconds, request_id)
             if status in _REASONS and scope["path"] not in PUBLIC:
                 self.metrics.rejected.labels(_REASONS[status]).inc()
 

@@ -10,12 +10,10 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import LOGGING_CONFIG
 
+from service.logs import log_config
 from service.settings import Settings
 from service.state import Service
-
-_OUR_LOGGER = {"handlers": ["default"], "level": "INFO", "propagate": False}
 
 
 class Server(uvicorn.Server):
@@ -72,7 +70,8 @@ def serve(app: FastAPI, settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         server_header=False,
-        log_config={**LOGGING_CONFIG, "loggers": {**LOGGING_CONFIG["loggers"], "ddaebm": _OUR_LOGGER}},
+        log_config=log_config(settings.log_format),
+        access_log=False,  # ours has the request id
         timeout_graceful_shutdown=settings.drain_seconds,
     )
     server = Server(config)

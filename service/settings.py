@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose pages may ask from a browser, separated by commas; * for all, empty for none"
     )
+    log_format: Literal["text", "json"] = Field("text", description="json: one object a line, for log collectors")
     backend: Literal["onnx", "torch"] = Field("onnx", description="torch needs the extra of that name (docs/gpu.md)")
     device: Literal["auto", "cpu", "cuda", "tensorrt"] = Field(
         "auto", description="auto takes CUDA where the backend has it; tensorrt is for onnx alone"

@@ -1,0 +1,45 @@
+"""What is logged, and how: text for a terminal, or JSON, one object a line, for what collects logs.
+
+A request is one line with its id, and holds nothing that it carried: no body, no query, no header but the id.
+"""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from uvicorn.config import LOGGING_CONFIG
+
+access = logging.getLogger("ddaebm.access")
+
+
+def log_request(level: int, client: str, method: str, path: str, status: int, seconds: float, request_id: str) -> None:
+    """One line for a request that has been answered; `path` percent-encoded."""
+    fields = {"client": client, "method": method, "path": path, "status": status,
+              "milliseconds": round(1e3 * seconds, 1), "request_id": request_id}  # fmt: skip
+    access.log(level, "%s %s %s %s %s ms %s", *fields.values(), extra={"fields": fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """`time` (UTC, RFC 3339), `level`, `logger`, `message`, a request's fields, and `exception` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=True)
+
+
+def log_config(form: str) -> dict[str, Any]:
+    """For `logging.config.dictConfig`: uvicorn's own, with our logger beside its."""
+    config: dict[str, Any] = {**LOGGING_CONFIG, "loggers": dict(LOGGING_CONFIG["loggers"])}
+    config["loggers"]["ddaebm"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    if form == "json":
+        config["formatters"] = {name: {"()": JsonFormatter} for name in LOGGING_CONFIG["formatters"]}
+    return config
