@@ -17,7 +17,7 @@ from service.batching import Batcher, Operation
 from service.engine import Engine, load_engine
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
-from service.routes import models, probes, samples, scores
+from service.routes import models, probes, samples, scores, v2
 from service.settings import Settings
 from service.state import Engines, Service
 from service.watchdog import watch
@@ -118,7 +118,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
     errors.install(app)
     # The check itself is the middleware's, before a body is read; this tells OpenAPI of it.
     security = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for module in (samples, scores, models):
+    for module in (samples, scores, models, v2):
         app.include_router(module.router, dependencies=security)
     app.include_router(probes.router)
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from service.errors import Problem
 
 # Nothing here tells what is not public anyway; probes and the scrape come from machines that have no key.
-PROBES = {"/livez", "/readyz", "/health", "/metrics"}
+PROBES = {"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"}
 PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", *PROBES}
 
 

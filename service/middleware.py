@@ -21,7 +21,7 @@ from service.metrics import Metrics
 logger = logging.getLogger("ddaebm")
 
 _SMALL_BODY = 64 * 2**10  # JSON that is parsed on the event loop; 1,024 seeds take a third of it
-_LARGE_BODIES = {"/v1/scores"}
+_LARGE_BODIES = re.compile(r"/v1/scores|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -62,7 +62,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            limit = self.max_body_bytes if scope["path"] in _LARGE_BODIES else min(_SMALL_BODY, self.max_body_bytes)
+            large = _LARGE_BODIES.fullmatch(scope["path"])
+            limit = self.max_body_bytes if large else min(_SMALL_BODY, self.max_body_bytes)
             if self.api_keys and scope["path"] not in PUBLIC:
                 check_key(headers, self.api_keys)
             _check_length(headers, limit)

@@ -26,6 +26,17 @@ Engines = Mapping[str, Engine]  # by name; the first is the default
 
 
 @dataclass
+class InferStatistics:
+    """Of one model of the Open Inference Protocol, since the start."""
+
+    requests: int = 0
+    failures: int = 0
+    images: int = 0
+    last: int = 0  # milliseconds of the epoch
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("success", "fail", "queue", "infer"), 0.0))
+
+
+@dataclass
 class Service:
     settings: Settings
     engines: Engines  # replaced as a whole, never changed: a request keeps the one it began with
@@ -37,6 +48,7 @@ class Service:
     drifts: dict[str, Drift] = field(default_factory=dict)  # by digest
     reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
     reload_waits: bool = False
+    statistics: dict[str, InferStatistics] = field(default_factory=dict)  # by the names that /v2 knows
 
     async def reload(self) -> None:
         """Load the bundles again, and serve them once all are warm; if one cannot be, the old ones stay.
@@ -175,6 +187,9 @@ class Deadline:
 
     def left(self) -> float:
         return max(0.0, self.began + self.allowed - time.monotonic())
+
+    def shorten(self, seconds: float) -> None:
+        self.allowed = min(self.allowed, seconds)
 
     def check(self) -> None:
         """Raises Problem 504 once it has passed."""
