@@ -69,7 +69,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="images for your own; debug, toy, toy-paper, fashion-mnist; cifar10, celeba64, lsun_church128"
+            help="images for your own; debug, toy, toy-paper, fashion-mnist, fashion-mnist-paper;"
+            " cifar10, celeba64, lsun_church128"
         ),
     ],
     out: Annotated[Path, typer.Option(help="run folder")],

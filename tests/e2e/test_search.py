@@ -48,7 +48,7 @@ def test_flop_are_those_of_torch_s_counter_where_it_can_follow(search: ModuleTyp
 
 
 def test_variants_are_one_change_each_that_is_a_setting_of_the_recipe(search: ModuleType) -> None:
-    config = make_config("fashion-mnist").override(search.BASE)
+    config = make_config("fashion-mnist-paper").override(search.BASE)
     for name, settings in search.VARIANTS.items():
         assert (config.override(settings) == config) == (name == "base")
 

@@ -1,5 +1,6 @@
 """Every recipe builds; `images` fits its network to any size that it takes, and says which it does not."""
 
+import dataclasses
 import json
 
 import pytest
@@ -21,8 +22,22 @@ def test_every_recipe_builds_and_survives_json(recipe: str) -> None:
         assert sum(p.numel() for p in Networks(config.network).parameters()) > 1000
 
 
+def test_the_paper_s_losses_are_kept_beside_what_the_search_found() -> None:
+    paper, found = make_config("fashion-mnist-paper"), make_config("fashion-mnist")
+    assert (paper.gradient_penalty, paper.penalty_every, paper.entropy_weight, paper.gamma) == (
+        "conditional",
+        1,
+        0.1,
+        0.02,
+    )
+    assert (paper.likelihood_floor, paper.denoise_weight, paper.contrast) == (0.0, 0.0, "difference")
+    assert dataclasses.replace(found.network, energy_denoises=False) == paper.network
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"there are debug, toy, toy-paper, fashion-mnist, cifar10, .*, images"):
+    with pytest.raises(
+        ConfigError, match=r"there are debug, toy, toy-paper, fashion-mnist, fashion-mnist-paper, cifar10, .*, images"
+    ):
         make_config("imagenet")
 
 
