@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.stats import betabinom
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import average_precision_score, roc_curve
@@ -34,7 +35,7 @@ from model.files import write_file
 from model.images import encode_png, make_grid
 from model.readers import read_images
 from model.runtime import BundleRuntime, LevelStatistics
-from model.scoring import fit_scorer, statistics
+from model.scoring import fdr_threshold, fit_scorer, statistics
 from training.data import split
 from training.evaluate import auroc
 
@@ -121,12 +122,14 @@ def peers(known: Looked, more: Images, seed: int = 0) -> dict[str, Detector]:
     def length(looked: Looked) -> Floats:
         return (png_bytes(looked.images) - lengths.mean()) / lengths.std()
 
-    found: dict[str, Detector] = {"this score": _mahalanobis(known, lambda looked: looked.rows)}
+    scorer = fit_scorer(known.rows, known.rows, levels=len(mean))
+    found: dict[str, Detector] = {"this score": lambda looked: scorer.ood_score(looked.rows)}
     for k in range(len(mean)):
         found[f"energy, level {k}"] = lambda looked, k=k: looked.log_energies[:, k]
     return found | {
         "energies, mean z": lambda looked: z(looked).mean(1),
         "energies, Mahalanobis": _mahalanobis(known, lambda looked: looked.log_energies),
+        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.rows),
         "energies, kNN (as MSMA)": _neighbours(levels.transform(known.log_energies),
                                                lambda looked: levels.transform(looked.log_energies)),
         "features, Mahalanobis": _mahalanobis(known, lambda looked: looked.features),
@@ -143,7 +146,7 @@ def peers(known: Looked, more: Images, seed: int = 0) -> dict[str, Detector]:
 
 
 def _mahalanobis(known: Looked, rows: Callable[[Looked], Floats]) -> Detector:
-    scorer = fit_scorer(rows(known), rows(known))
+    scorer = fit_scorer(rows(known), rows(known), levels=0)
     return lambda looked: scorer.ood_score(rows(looked))
 
 
@@ -203,6 +206,32 @@ def compare(
     return report
 
 
+def false_alarms(p_values: Floats, calibration: int) -> list[dict[str, float]]:
+    """Observed over m test images, beside the 99 % band of a rate that is itself a draw: beta-binomial."""
+    rows = []
+    for alpha in (0.01, 0.05, 0.1):
+        j = int(np.floor(alpha * (calibration + 1) + 1e-9))
+        low, high = betabinom.ppf([0.005, 0.995], len(p_values), j, calibration + 1 - j) / len(p_values)
+        rows.append(
+            {"alpha": alpha, "observed": float((p_values <= alpha).mean()), "low": float(low), "high": float(high)}
+        )
+    return rows
+
+
+def discoveries(
+    usual: Floats, strange: Floats, fdr: float = 0.1, batches: int = 1_000, seed: int = 0
+) -> dict[str, float]:
+    """Batches of 100 p-values, a tenth of them strange: mean share of false discoveries, and of the strange found."""
+    rng, false, found = np.random.default_rng(seed), [], []
+    for _ in range(batches):
+        inside, outside = rng.choice(usual, 90, replace=False), rng.choice(strange, 10, replace=False)
+        limit = fdr_threshold(np.concatenate([inside, outside]), fdr)
+        wrong, right = (inside <= limit).sum(), (outside <= limit).sum()
+        false.append(wrong / max(wrong + right, 1))
+        found.append(right / 10)
+    return {"fdr": fdr, "false_discoveries": float(np.mean(false)), "found": float(np.mean(found))}
+
+
 def table(report: Mapping[str, Any]) -> str:
     """Markdown of AUROC, a row a detector; the best of each set in bold."""
     sets = {name: row["sets"] for name, row in report.items()}
@@ -231,17 +260,31 @@ def main() -> None:
     if parts.digests() != runtime.bundle.splits:
         parser.error("--train is not what the bundle was trained on")
     known = look(runtime, parts.reference)
-    test = read_images(args.test, contract)[: args.n]
+    whole = read_images(args.test, contract)
+    test = whole[: args.n]
     named = dict(text.split("=", 1) for text in args.ood)
     others = {name: read_images(path, contract)[: args.n] for name, path in named.items()} | make_sets(test)
     detectors = peers(known, parts.train[: MOST - len(known.images)])
-    report = compare(detectors, look(runtime, test), {name: look(runtime, images) for name, images in others.items()})
+    looked = {name: look(runtime, images) for name, images in others.items()}
+    report = compare(detectors, look(runtime, test), looked)
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"bundle": runtime.bundle.digest, "images": args.n, "learnt_from": MOST, "detectors": report}
+    scorer = runtime.bundle.scorer
+    p_values = {name: scorer.p_value(scorer.ood_score(seen.rows)) for name, seen in looked.items()}
+    usual = scorer.p_value(scorer.ood_score(look(runtime, whole).rows))
+    alarms = false_alarms(usual, len(scorer.calibration_scores))
+    found = {name: discoveries(usual, p_values[name]) for name in named}
+    result = {"bundle": runtime.bundle.digest, "images": args.n, "learnt_from": MOST, "detectors": report,
+              "false_alarms": alarms, "discoveries": found}  # fmt: skip
     write_file(args.out / "ood.json", (json.dumps(result, indent=2) + "\n").encode())
     shown = np.concatenate([images[:8] for images in (test, *others.values())])
     write_file(args.out / "sets.png", encode_png(make_grid(shown, columns=8)))
     print(table(report))
+    for row in alarms:
+        band = f"99 % band {row['low']:.4f} to {row['high']:.4f}"
+        print(f"alpha {row['alpha']}: {row['observed']:.4f} of all test images, {band}")
+    for name, row in found.items():
+        shares = f"false {row['false_discoveries']:.3f}, found {row['found']:.3f}"
+        print(f"fdr {row['fdr']}, a tenth of {name}: {shares}")
 
 
 if __name__ == "__main__":

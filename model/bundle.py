@@ -31,7 +31,7 @@ from model.files import read_arrays, write_folder
 from model.images import Contract
 from model.scoring import Scorer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "bundle.json"
 SHIPPED = Path(__file__).parent / "bundles"
 WEIGHTS = {

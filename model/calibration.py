@@ -43,7 +43,7 @@ def fit(energy: Session, reference: NDArray[np.uint8], calibration: NDArray[np.u
     mean = total / max(len(reference), 1)
     std = np.sqrt(np.maximum(squares / max(len(reference), 1) - mean**2, 0))
     calibration_rows = level_rows(energy, calibration)
-    scorer = fit_scorer(np.concatenate(rows), calibration_rows)
+    scorer = fit_scorer(np.concatenate(rows), calibration_rows, levels=len(mean))
     return scorer, fit_explainer(_log_energies(calibration_rows, mean), mean, std)
 
 

@@ -1,12 +1,14 @@
 """From level statistics to one OOD score, and from the score to a p-value with a guarantee.
 
-The score is a Mahalanobis distance over the energies and hidden features of all levels. It is fitted on
-the reference part of the held-out data and calibrated on the calibration part, which nothing else sees.
+The score is a Mahalanobis distance over the energies and hidden features of all levels, and how far each energy is from
+the one that an image with such features has, and from its mean: an image may be hard because it is rich (a striped
+shirt), or because it is not of this kind. It is fitted on the reference part of the held-out data and calibrated on the
+calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
 Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from model.explain import log_energies
 
 Floats = NDArray[np.float64]
 
+_RIDGE = 0.01  # beside the features' variance of 1: some of them hardly differ
+
 
 def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
     """Energies (B, T) and features (B, T, F) -> one row (B, T + T·F) an image: log energies, then features."""
@@ -24,15 +28,19 @@ def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -
 
 @dataclass(frozen=True)
 class Scorer:
-    """S(row) = ‖whitening·(row - mean)‖², calibrated by the sorted scores of held-out images."""
+    """S(row) = ‖whitening·(row - mean)‖² + ‖max(0, surprise·(row - mean))‖², and the scores of held-out images."""
 
     mean: Floats  # (D,)
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
+    surprise: Floats  # (4T, D): energies above and below what the features predict, and their means; in std, weighted
     calibration_scores: Floats  # (n,), ascending
 
     def ood_score(self, rows: Floats) -> Floats:
         """High means out of distribution; (B,), unitless."""
-        return squared_distance(rows, self.mean, self.whitening)
+        centred = rows - self.mean
+        distance = np.square(centred @ self.whitening.T).sum(1)
+        scores: Floats = distance + np.square(np.maximum(centred @ self.surprise.T, 0)).sum(1)
+        return scores
 
     def p_value(self, scores: Floats) -> Floats:
         """p = (1 + #{S_i >= S}) / (n + 1), so that P(p <= alpha) <= alpha for an image like the calibration's.
@@ -61,12 +69,15 @@ class Scorer:
         return max(0.05, self.smallest_p)
 
 
-def fit_scorer(reference: Floats, calibration: Floats) -> Scorer:
+def fit_scorer(reference: Floats, calibration: Floats, levels: int) -> Scorer:
     """Fit on `reference` rows (m, D), calibrate on disjoint `calibration` rows (n, D).
 
     The covariance is shrunk towards the diagonal by the oracle-approximating weight (Chen, Wiesel,
     Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23), on standardised
     rows, where the diagonal is the identity that the formula speaks of.
+
+    Args:
+        levels: T, the number of log energies, which are the first columns; 0 for a distance alone.
 
     Raises:
         ConfigError: fewer than two reference rows, or no calibration rows.
@@ -80,12 +91,30 @@ def fit_scorer(reference: Floats, calibration: Floats) -> Scorer:
     covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(mean))
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std
-    return calibrate_scorer(Scorer(mean, whitening, np.empty(0)), calibration)
+    surprise = _surprise(standard, levels) / std
+    return calibrate_scorer(Scorer(mean, whitening, surprise, np.empty(0)), calibration)
+
+
+def _surprise(standard: Floats, levels: int) -> Floats:
+    """(4T, D). r, the log energies less their ridge regression on the features, over the residual's std; -r; z, the log
+    energies as they are; -z.
+
+    All statistics of a level have D/T for their expected part in the distance: r above zero counts a quarter of that
+    times its square, r below zero and z an eighth. Too easy is strange too (digits, to a model of photographs), but
+    less often so.
+    """
+    energies, features = standard[:, :levels], standard[:, levels:]
+    gram = features.T @ features / len(features) + _RIDGE * np.eye(features.shape[1])
+    weights = np.linalg.solve(gram, features.T @ energies / len(features))  # (D - T, T)
+    std = np.maximum((energies - features @ weights).std(0), 1e-9)
+    r, z = np.hstack([np.eye(levels), -weights.T]) / std[:, None], np.eye(levels, standard.shape[1])
+    quarter, eighth = (np.sqrt(part * standard.shape[1] / max(levels, 1)) for part in (1 / 4, 1 / 8))
+    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z])
 
 
 def calibrate_scorer(scorer: Scorer, calibration: Floats) -> Scorer:
     """The same score with the p-values of `calibration` rows (n, D)."""
-    return Scorer(scorer.mean, scorer.whitening, np.sort(scorer.ood_score(calibration)))
+    return replace(scorer, calibration_scores=np.sort(scorer.ood_score(calibration)))
 
 
 def _oas_weight(covariance: Floats, count: int) -> float:
@@ -94,11 +123,6 @@ def _oas_weight(covariance: Floats, count: int) -> float:
     numerator = (1 - 2 / dim) * trace_of_square + square_of_trace
     denominator = (count + 1 - 2 / dim) * (trace_of_square - square_of_trace / dim)
     return float(min(1.0, numerator / denominator)) if denominator > 0 else 1.0
-
-
-def squared_distance(rows: Floats, mean: Floats, whitening: Floats) -> Floats:
-    distance: Floats = (((rows - mean) @ whitening.T) ** 2).sum(1)
-    return distance
 
 
 def fdr_threshold(p_values: NDArray[np.floating], fdr: float, counts: NDArray[np.integer] | None = None) -> float:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from sklearn.covariance import OAS
+from sklearn.linear_model import Ridge
 
 from model.errors import ConfigError
 from model.scoring import Scorer, false_alarm_interval, fdr_threshold, fit_scorer, statistics
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 def calibrated(scores: Floats) -> Scorer:
-    return Scorer(mean=np.zeros(1), whitening=np.eye(1), calibration_scores=np.sort(scores))
+    return Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), calibration_scores=np.sort(scores))
 
 
 def correlated(count: int, dim: int, seed: int) -> Floats:
@@ -128,7 +129,7 @@ def test_alpha_that_can_never_fire_is_refused(alpha: float, n: int) -> None:
 def test_score_is_the_mahalanobis_distance_under_oas_shrinkage() -> None:
     """scikit-learn drops the 2/D terms of the formula, which at D = 60 weigh less than the tolerance."""
     reference, calibration = correlated(150, 60, seed=0), correlated(80, 60, seed=1)
-    scorer = fit_scorer(reference, calibration)
+    scorer = fit_scorer(reference, calibration, levels=0)
     centre, scale = reference.mean(0), reference.std(0)
     precision = OAS(assume_centered=True).fit((reference - centre) / scale).get_precision()
     rows = (calibration - centre) / scale
@@ -145,12 +146,46 @@ def test_shrinkage_is_the_published_formula() -> None:
     assert 0.05 < rho < 1
     precision = np.linalg.inv((1 - rho) * s + rho * np.trace(s) / p * np.eye(p))
     expected = np.einsum("bi,ij,bj->b", standard, precision, standard)
-    np.testing.assert_allclose(fit_scorer(reference, reference).ood_score(reference), expected, rtol=1e-8)
+    np.testing.assert_allclose(fit_scorer(reference, reference, levels=0).ood_score(reference), expected, rtol=1e-8)
+
+
+def with_energies(count: int, seed: int) -> Floats:
+    """Two energies that ten features explain but for noise of standard deviation 0.1 and 0.2, then the features."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((count, 10))
+    mix = np.random.default_rng(99).standard_normal((10, 2))
+    return np.hstack([features @ mix + rng.standard_normal((count, 2)) * [0.1, 0.2], features])
+
+
+def test_surprise_is_the_energy_beyond_a_ridge_regression_on_the_features_in_its_own_std() -> None:
+    reference, others = with_energies(3000, seed=10), with_energies(3000, seed=11)
+    scorer = fit_scorer(reference, others, levels=2)
+    centre, scale = reference.mean(0), reference.std(0)
+    standard = (reference - centre) / scale
+    ridge = Ridge(alpha=0.01 * 3000, fit_intercept=False).fit(standard[:, 2:], standard[:, :2])
+    residual = standard[:, :2] - ridge.predict(standard[:, 2:])
+    r, z = residual / residual.std(0), standard[:, :2]
+    expected = np.sqrt(12 / 2) * np.hstack([r / 2, -r / np.sqrt(8), z / np.sqrt(8), -z / np.sqrt(8)])
+    np.testing.assert_allclose((reference - centre) @ scorer.surprise.T, expected, atol=1e-9)
+    whole, alone = (fit_scorer(reference, others, levels).ood_score(others) for levels in (2, 0))
+    surprise = np.maximum((others - centre) @ scorer.surprise.T, 0)
+    np.testing.assert_allclose(whole - alone, np.square(surprise).sum(1), atol=1e-9)
+
+
+def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much() -> None:
+    reference = with_energies(3000, seed=12)
+    with_it, without = (fit_scorer(reference, reference, levels) for levels in (2, 0))
+    shift = np.zeros(12)
+    shift[0] = 1.0  # ten standard deviations of what the features leave open, not one of the energy's own
+    added = [with_it.ood_score(rows) - without.ood_score(rows) for rows in (reference + shift, reference - shift)]
+    assert np.median(added[0]) > 100
+    assert np.median(added[0]) / np.median(added[1]) == pytest.approx(2, rel=0.1)
+    assert (with_it.p_value(with_it.ood_score(reference + shift)) <= 0.01).mean() > 0.99
 
 
 def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
     dim = 20
-    scorer = fit_scorer(correlated(1000, dim, seed=3), correlated(999, dim, seed=4))
+    scorer = fit_scorer(correlated(1000, dim, seed=3), correlated(999, dim, seed=4), levels=4)
     inside, outside = correlated(1000, dim, seed=5), correlated(1000, dim, seed=6)
     outside += 2 * outside.std(0) * np.where(np.arange(dim) % 2, 1, -1)
     p_in, p_out = (scorer.p_value(scorer.ood_score(rows)) for rows in (inside, outside))
@@ -162,22 +197,22 @@ def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None
 def test_scores_ignore_the_units_of_each_statistic() -> None:
     units = np.geomspace(1e-6, 1e6, 8)
     reference, calibration = correlated(200, 8, seed=7), correlated(50, 8, seed=8)
-    a, b = fit_scorer(reference, calibration), fit_scorer(reference * units, calibration * units)
+    a, b = fit_scorer(reference, calibration, 2), fit_scorer(reference * units, calibration * units, 2)
     np.testing.assert_allclose(a.calibration_scores, b.calibration_scores, rtol=1e-6)
 
 
 def test_calibration_scores_are_those_of_the_calibration_rows() -> None:
     calibration = correlated(50, 8, seed=8)
-    scorer = fit_scorer(correlated(200, 8, seed=7), calibration)
+    scorer = fit_scorer(correlated(200, 8, seed=7), calibration, levels=2)
     np.testing.assert_array_equal(scorer.calibration_scores, np.sort(scorer.ood_score(calibration)))
 
 
 def test_a_constant_statistic_and_more_columns_than_rows_are_survived() -> None:
     reference = np.hstack([correlated(10, 20, seed=9), np.ones((10, 1))])
-    assert np.isfinite(fit_scorer(reference, reference).calibration_scores).all()
+    assert np.isfinite(fit_scorer(reference, reference, levels=2).calibration_scores).all()
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 5), (0, 5), (5, 0)])
 def test_too_few_rows_are_refused(m: int, n: int) -> None:
     with pytest.raises(ConfigError, match=f"{m} reference and {n} calibration"):
-        fit_scorer(np.zeros((m, 3)), np.zeros((n, 3)))
+        fit_scorer(np.zeros((m, 3)), np.zeros((n, 3)), levels=1)

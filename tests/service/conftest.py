@@ -40,7 +40,7 @@ class FakeEngine:
     backend = "fake-cpu"
     num_steps = 4
     contract = Contract(8, 6, 1)
-    scorer = Scorer(np.zeros(1), np.eye(1), np.arange(99.0))  # the smallest p is 0.01
+    scorer = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0))  # the smallest p is 0.01
     explainer = fit_explainer(np.log(np.outer(np.arange(1, 101), np.arange(1, 5))), *np.ones((2, 4, 8, 6)))
 
     def __init__(self, name: str = "fake") -> None:

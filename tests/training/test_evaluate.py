@@ -1,5 +1,6 @@
 """The report against brute force on a real bundle."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from model.bundle import load_bundle
 from model.runtime import BundleRuntime
-from model.scoring import Scorer, false_alarm_interval
+from model.scoring import false_alarm_interval
 from training.data import load_data, split
 from training.evaluate import auroc, ood_report
 
@@ -47,7 +48,7 @@ def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:
 
 def test_an_alpha_that_can_never_fire_is_left_out(runtime: BundleRuntime) -> None:
     whole = runtime.bundle.scorer
-    scorer = Scorer(whole.mean, whole.whitening, whole.calibration_scores[:30])
+    scorer = dataclasses.replace(whole, calibration_scores=whole.calibration_scores[:30])
     images = load_data("shapes", runtime.bundle.config)[:10]
     report = ood_report(runtime.energy, scorer, 4, images, {"same": images})
     assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]

@@ -1,9 +1,11 @@
 """GET /v1/models: what is loaded, and how far its verdicts can be trusted."""
 
+import dataclasses
+
 import pytest
 from starlette.testclient import TestClient
 
-from model.scoring import Scorer, false_alarm_interval
+from model.scoring import false_alarm_interval
 from tests.service.conftest import FakeEngine, MakeClient, check_problem
 
 
@@ -28,7 +30,7 @@ def test_calibration_says_what_an_alpha_is_worth(client: TestClient) -> None:
 
 
 def test_an_alpha_that_can_never_fire_has_no_interval(make_client: MakeClient, engine: FakeEngine) -> None:
-    engine.scorer = Scorer(engine.scorer.mean, engine.scorer.whitening, engine.scorer.calibration_scores[:30])
+    engine.scorer = dataclasses.replace(engine.scorer, calibration_scores=engine.scorer.calibration_scores[:30])
     intervals = make_client().get("/v1/models/fake").json()["calibration"]["false_alarm_intervals"]
     assert [interval["alpha"] for interval in intervals] == [0.05, 0.1]
 
