@@ -79,15 +79,18 @@ def train(
     channels: Annotated[int | None, typer.Option(help="images: 1 grey or 3 colour; the data's own")] = None,
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    start: Annotated[str | None, typer.Option(help=f"begin with the weights of a bundle: {_BUNDLE_HELP}")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
 ) -> None:
     """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
+    from model.bundle import find_bundle, load_bundle
     from model.readers import find_contract
     from training import checkpoint
     from training.data import describe, load_data, split
     from training.recipes import IMAGES, make_config
+    from training.start import ENCODER_STEPS, begin
     from training.trainer import train as run
 
     overrides = dict(_assignment(text) for text in assignments or [])
@@ -104,11 +107,16 @@ def train(
         if not data:
             raise typer.BadParameter(f"the recipe {IMAGES} needs --data PATH")
         form = find_contract(data, _size(size), channels)
+    start_bundle = load_bundle(find_bundle(start)) if start and not has_run else None
+    if start_bundle:
+        overrides = {"start": start_bundle.digest, "encoder_steps": str(ENCODER_STEPS), **overrides}
     config = (checkpoint.read_config(out) if has_run else make_config(recipe, form)).override(overrides)
     if config.recipe != recipe:
         raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
     parts = split(load_data(config.data, config.network))
     print(describe(config, parts), file=sys.stderr)
+    if start_bundle:
+        begin(out, start_bundle, config, parts)
     if resume:
         print(
             f"{out}: {'going on with the run in it' if has_run else 'no run in it yet, beginning at step 0'}",

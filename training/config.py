@@ -29,6 +29,8 @@ class TrainConfig:
     network: ModelConfig
     data: str  # a PATH, or the name of a made set: `training.data.MADE`
     steps: int
+    start: str = ""  # digest of the bundle whose weights the run began with; none: at random
+    encoder_steps: int = 0  # the first steps, in which the encoder alone learns: no bundle has one
     batch_size: int = 64  # per process
     seed: int = 0
     lr_generator: float = 2e-4  # and encoder
@@ -57,7 +59,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "penalty_every", "log_every", "sample_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed",
+        for name in ("encoder_steps", "lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed",
                      "denoise_weight", "value_penalty", "likelihood_floor"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}")

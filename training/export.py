@@ -27,6 +27,7 @@ from training.data import MADE, contract, load_data, split
 from training.evaluate import ood_report
 from training.quality import quality_report
 from training.recipes import IMAGES, make_config
+from training.start import seen_before
 from training.step import TrainState, make_state
 from training.tracing import make_graphs, parity, require_parity, to_onnx
 
@@ -81,7 +82,7 @@ def export(
     files, errors = make_files(config, state)
     energy = make_session("energy.onnx", files)
     scorer, explainer = fit(energy, splits.reference, splits.calibration)
-    seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference)])
+    seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference), seen_before(run)])
     files["trained_on.npy"] = encode_npy(np.unique(seen))
 
     training = training_summary(config, state.step)
@@ -156,8 +157,10 @@ def train_command(config: TrainConfig) -> str:
     """The command that trains `config`: its recipe, and what of it was overridden."""
     form = contract(config.network) if config.recipe == IMAGES else None
     recipe = make_config(config.recipe, form).to_dict()
-    changed = {key: value for key, value in config.to_dict().items() if value != recipe[key] and key != "data"}
+    aside = ("data", "start")  # a path, and a digest
+    changed = {key: value for key, value in config.to_dict().items() if value != recipe[key] and key not in aside}
     words = ["ddaebm train", config.recipe, "--data PATH" if config.data not in MADE else "", "--out RUN"]
+    words.append("--start BUNDLE" if config.start else "")
     if form:
         words.append(f"--size {form.width}x{form.height} --channels {form.channels}")
     for key, value in changed.items():

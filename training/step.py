@@ -148,11 +148,16 @@ def train_step(
     forward = forward_kl(x_t, x_t_rec, mean, log_var, var)
     accelerator.backward((reverse + forward).mean())
 
+    if state.step < config.encoder_steps:
+        state.optimizer_energy.zero_grad(set_to_none=True)
+        state.networks.generator.zero_grad(set_to_none=True)
     energy_norm = _update(accelerator, state.optimizer_energy, config, state.step, config.lr_energy)
     generator_norm = _update(accelerator, state.optimizer_generator, config, state.step, config.lr_generator)
 
     state.step += 1
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))  # warm-up: forget the random start
+    decay = config.ema_decay
+    if not config.start:  # warm-up: forget the random start
+        decay = min(decay, (1 + state.step) / (10 + state.step))
     ema_update(state.generator_ema, state.networks.generator, decay)
     ema_update(state.energy_net_ema, state.networks.energy_net, decay)
 
@@ -225,10 +230,11 @@ def _update(
 ) -> Tensor:
     """One optimiser step on the gradients at hand, which are then dropped; the norm of them."""
     (group,) = optimizer.param_groups
+    moving = [parameter for parameter in group["params"] if parameter.grad is not None]
     if accelerator.num_processes > 1:
-        for parameter in group["params"]:
+        for parameter in moving:
             parameter.grad = accelerator.reduce(parameter.grad, "mean")
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in group["params"]])
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in moving])
     group["lr"] = cosine(step, config.steps, lr, config.lr_final)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -56,6 +56,20 @@ def test_a_run_is_not_resumed_as_another_recipe(call: Cli, run: Path) -> None:
     check_failure(call("train", "toy", "--out", run, "--resume"), 2, "debug", "toy")
 
 
+def test_a_bundle_is_trained_further_and_resumed_without_it(call: Cli, bundle: Path, tmp_path: Path) -> None:
+    network = [part for assignment in TINY for part in ("--set", assignment)]
+    first = call("train", "debug", "--start", bundle, "--out", tmp_path / "run", "--steps", 1, *network)
+    assert first.returncode == 0, first.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["start"] == hashlib.sha256((bundle / "bundle.json").read_bytes()).hexdigest()
+    assert config["encoder_steps"] == 500
+    again = call("train", "debug", "--out", tmp_path / "run", "--resume", "--steps", 2)
+    assert again.returncode == 0, again.stderr
+    wrong = call("train", "debug", "--start", bundle, "--out", tmp_path / "other", "--steps", 1)
+    check_failure(wrong, 1, "network.widths")
+    assert not (tmp_path / "other").exists()
+
+
 def test_resuming_goes_on_to_more_steps(call: Cli, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     done = call("train", "debug", "--out", "run", "--resume", "--steps", 3, "--device", "cpu")
