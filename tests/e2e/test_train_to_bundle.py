@@ -66,7 +66,9 @@ def test_a_bundle_is_trained_further_and_resumed_without_it(call: Cli, bundle: P
     again = call("train", "debug", "--out", tmp_path / "run", "--resume", "--steps", 2)
     assert again.returncode == 0, again.stderr
     wrong = call("train", "debug", "--start", bundle, "--out", tmp_path / "other", "--steps", 1)
-    check_failure(wrong, 1, "network.widths")
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].startswith("ddaebm: --start mine")
+    assert "network.widths (8, 16) for (8,)" in wrong.stderr
     assert not (tmp_path / "other").exists()
 
 
