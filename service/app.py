@@ -13,8 +13,8 @@ from starlette.responses import RedirectResponse
 from model.bundle import find_bundle, load_bundle
 from model.errors import ConfigError
 from service import errors
-from service.batching import Batcher, Operation
-from service.engine import Engine, load_engine
+from service.batching import Batcher
+from service.engine import Engine, load_engine, plan_workers
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
 from service.routes import models, probes, samples, scores, v2
@@ -55,6 +55,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
     """
     settings = settings or Settings()
     metrics = Metrics()
+    workers, _ = plan_workers(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -74,13 +75,10 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
 
         ready = await asyncio.to_thread(start)
 
-        def on_batch(operation: Operation, rows: int, seconds: float) -> None:
-            metrics.batch_images.labels(operation.__name__).observe(rows)
-            metrics.inference_seconds.labels(operation.__name__).observe(seconds)
-
-        batcher = Batcher(settings.max_batch, settings.max_queue_images, on_batch)
+        batcher = Batcher(settings.max_batch, settings.max_queue_images, workers, metrics)
         metrics.queue_images.set_function(lambda: batcher.queued)
         metrics.queue_limit.set(settings.max_queue_images)
+        metrics.inference_workers.set(workers)
         batcher.start()
         app.state.service = service = Service(settings, {}, batcher, metrics, load)
         service.serve(ready)
@@ -90,7 +88,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         watchdog.cancel()
         await asyncio.wait([watchdog])
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
-            logger.error("the inference thread did not end within %d s", _CLOSE_SECONDS)
+            logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)
 
     app = FastAPI(
         title="ddaebm",

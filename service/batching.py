@@ -1,244 +1,255 @@
-"""One inference thread that merges waiting requests, behind a bounded queue.
+"""The inference threads, in front of them a bounded queue.
 
-The queue counts images, not requests. There is no timer: when the thread is free it takes what
-waits, up to `max_batch` images of one operation. A large request is taken in pieces and goes to the
-back of the queue after each, so that small ones pass between them.
+The queue counts images, not requests. There is no timer: a thread that is free takes what waits, up to its share of it
+and at most `max_batch`. `service.scheduling` says what goes into a batch, `service.admission` what into the queue.
 """
 
 import asyncio
 import logging
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import Admission
+from service.scheduling import Arrays, Job, Operation, Piece, Waiting
+
 logger = logging.getLogger("ddaebm.batching")
 
-Arrays = tuple[NDArray[Any], ...]
-Operation = Callable[[NDArray[Any]], Arrays]  # equal operations are merged; row i out belongs to row i in
-
-
-class QueueFullError(Exception):
-    """No room for the images; `retry_after` is whole seconds until the queue may be empty."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"retry after {retry_after} s")
-        self.retry_after = retry_after
+_SMALLEST_SHARE = 8  # rows: to split a batch further among the threads costs more than it wins
 
 
 class BatcherStoppedError(Exception):
-    """The inference thread died or hung, or is being shut down."""
+    """An inference thread died or hung, or they are being shut down."""
 
 
-@dataclass(eq=False)
-class Job:
-    """One request's rows, and where its results go."""
+class Observer(Protocol):
+    """Is told what happens, on whichever thread it does."""
 
-    operation: Operation
-    rows: NDArray[Any]  # (n, ...)
-    future: "asyncio.Future[Arrays]"
-    submitted: float = field(default_factory=time.perf_counter)
-    started: float = 0.0  # first taken, and last delivered: perf_counter seconds
-    finished: float = 0.0
-    taken: int = 0
-    parts: list[Arrays] = field(default_factory=list)
+    def computed(self, operation: Operation, rows: int, seconds: float) -> None:
+        """One batch."""
 
-    @property
-    def left(self) -> int:
-        return len(self.rows) - self.taken
+    def dropped(self, reason: str, rows: int) -> None:
+        """Rows that waited will not be computed."""
 
 
 @dataclass(eq=False)
 class Call:
-    """One batch that is computed: rows of one job or more."""
+    """One batch that is computed."""
 
-    pieces: list[tuple[Job, NDArray[Any]]]
+    pieces: list[Piece]
     began: float = field(default_factory=time.perf_counter)
 
     @property
     def jobs(self) -> list[Job]:
-        return [job for job, _ in self.pieces]
+        return [piece.job for piece in self.pieces]
 
 
 class Batcher:
-    """Owns the queue and the thread. `submit` and `cancel` are for the event loop's thread.
+    """Owns the queue and the threads. `submit` and `cancel` are for the event loop's thread.
 
     Args:
         max_batch: rows of one call of an operation.
         max_queue: rows that may wait.
-        on_batch: told the operation, its number of rows and its seconds, on the inference thread.
+        workers: calls at a time.
     """
 
-    def __init__(
-        self, max_batch: int, max_queue: int, on_batch: Callable[[Operation, int, float], None] | None = None
-    ) -> None:
-        self.max_batch, self.max_queue, self.on_batch = max_batch, max_queue, on_batch
-        self.queued = 0  # rows waiting
-        self._jobs: deque[Job] = deque()
+    def __init__(self, max_batch: int, max_queue: int, workers: int = 1, observer: Observer | None = None) -> None:
+        self.max_batch, self.workers, self.observer = max_batch, workers, observer
+        self.admission = Admission(max_queue, max_batch, workers)
+        self._waiting = Waiting()
         self._changed = threading.Condition()
         self._closing = False
-        self._seconds_per_row = 0.0  # moving average; 0 until something was measured
-        self._call: Call | None = None  # under way
-        self._thread = threading.Thread()
+        self._threads: list[threading.Thread] = []
+        self._calls: dict[threading.Thread, Call] = {}  # under way
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-        self._thread.start()
+        self._threads = [self._start() for _ in range(self.workers)]
+
+    @property
+    def queued(self) -> int:
+        """Rows that wait."""
+        with self._changed:
+            return self._waiting.all_rows
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
 
     @property
     def busy_seconds(self) -> float:
-        """How long the call under way has taken by now."""
-        call = self._call
-        return time.perf_counter() - call.began if call else 0.0
+        """How long the longest call under way has taken by now."""
+        now = time.perf_counter()
+        return max((now - call.began for call in list(self._calls.values())), default=0.0)
 
-    def restart(self) -> None:
-        """Another thread in place of one that died or hangs, for the jobs that wait.
+    def restart(self, limit: float = float("inf")) -> None:
+        """Others in place of threads that died, or hang since `limit` seconds, for the jobs that wait.
 
         A thread cannot be killed: one that hangs is left to itself, and what it may still return is thrown away. The
         jobs of its batch are told that they are lost.
         """
-        self._give_up(self._call)
-        with self._changed:
-            self.start()
-            self._changed.notify_all()  # the old one, if it lives and waits: it has been replaced
+        now = time.perf_counter()
+        for place, thread in enumerate(self._threads):
+            call = self._calls.get(thread)
+            if thread.is_alive() and not (call and now - call.began > limit):
+                continue
+            with self._changed:
+                self._give_up(thread, call)  # first, or the new thread would go on with its jobs
+                self._threads[place] = self._start()
+                self._changed.notify_all()  # the old one, if it lives and waits
 
-    def submit(self, operation: Operation, rows: NDArray[Any]) -> Job:
+    def keep(self, operations: Collection[Operation]) -> None:
+        """These are the ones in use from now on; nothing is remembered of others."""
+        with self._changed:
+            self.admission.keep(operations)
+
+    def submit(
+        self,
+        operation: Operation,
+        rows: NDArray[Any],
+        allowed: float = float("inf"),
+        low: bool = False,
+        callers: Sequence[str] = (),
+        admitted: bool = False,
+    ) -> Job:
         """Queue `rows`; await the job's future for the operation's arrays, in order.
 
+        Args:
+            allowed: seconds in which the answer is of use.
+            low: others may pass it.
+            callers: by what the caller is known should it come again.
+            admitted: whether it goes on with work that was let in before, and so is not refused half-way.
+
         Raises:
-            QueueFullError: the rows do not fit beside those waiting.
+            QueueFullError: the rows do not fit beside those waiting, or would be late.
             BatcherStoppedError: nothing will run them.
         """
-        job = Job(operation, rows, asyncio.get_running_loop().create_future())
+        job = Job(operation, rows, asyncio.get_running_loop().create_future(), low)
         with self._changed:
-            if self._closing or not self.alive:
+            if self._closing or not any(thread.is_alive() for thread in self._threads):
                 raise BatcherStoppedError
-            if self.queued + len(rows) > self.max_queue:
-                raise QueueFullError(max(1, math.ceil(self.queued * self._seconds_per_row)))
-            self._jobs.append(job)
-            self.queued += len(rows)
+            if not admitted:
+                self.admission.admit(operation, len(rows), self._waiting.rows, allowed, callers, job.submitted)
+            self._waiting.add(job)
             self._changed.notify()
         return job
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: Job, reason: str = "cancelled") -> None:
         """Drop what of `job` has not run; nothing happens to a finished one."""
-        self._drop(job)
+        self._drop(job, reason)
         job.future.cancel()
 
     def close(self, timeout: float) -> bool:
-        """Run what waits, then end the thread; false if it did not end within `timeout` seconds."""
+        """Run what waits, then end the threads; false if they did not end within `timeout` seconds."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join(timeout)
+            self._changed.notify_all()
+        end = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
         with self._changed:  # nobody will run what a thread that died or hangs has left
-            stranded = list(self._jobs)
-            self._jobs.clear()
-            self.queued = 0
+            stranded = self._waiting.clear()
         _deliver([(job, BatcherStoppedError()) for job in stranded])
-        return not self._thread.is_alive()
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="inference", daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
+        me = threading.current_thread()
         call = None
         try:
-            while call := self._take():
-                self._execute(call)
+            while call := self._take(me):
+                self._execute(me, call)
         except BaseException:
-            logger.critical("the inference thread died", exc_info=True)
-            self._give_up(call)
+            logger.critical("an inference thread died", exc_info=True)
+            self._give_up(me, call)
             raise
 
-    def _finish(self, call: Call | None) -> bool:
-        """Nothing is under way any more; false if `call` has been given up meanwhile."""
+    def _finish(self, thread: threading.Thread, call: Call) -> bool:
+        """`call` is not under way any more; false if it has been given up meanwhile."""
         with self._changed:
-            if call is None or self._call is not call:
+            if self._calls.get(thread) is not call:
                 return False
-            self._call = None
+            del self._calls[thread]
             return True
 
-    def _give_up(self, call: Call | None) -> None:
-        if call and self._finish(call):
-            for job in call.jobs:
-                self._drop(job)
-            _deliver([(job, BatcherStoppedError()) for job in call.jobs])
+    def _give_up(self, thread: threading.Thread, call: Call | None) -> None:
+        if call and self._finish(thread, call):
+            self._fail(call, BatcherStoppedError())
 
-    def _take(self) -> Call | None:
-        """The next batch; None when another thread has taken over, or when closing and nothing waits."""
-        me = threading.current_thread()
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing or self._thread is not me)
-            if self._thread is not me or not self._jobs:
-                return None
-            pieces: list[tuple[Job, NDArray[Any]]] = []
-            room = self.max_batch
-            passed: list[Job] = []
-            while self._jobs and room:
-                job = self._jobs.popleft()
-                if pieces and job.operation != pieces[0][0].operation:
-                    passed.append(job)
-                    continue
-                rows = job.rows[job.taken : job.taken + room]
-                pieces.append((job, rows))
-                job.taken += len(rows)
-                room -= len(rows)
-            self._jobs.extendleft(reversed(passed))
-            if pieces[-1][0].left:  # only the last can have found no room
-                self._jobs.append(pieces[-1][0])
-            self.queued -= self.max_batch - room
-            self._call = Call(pieces)
-            return self._call
-
-    def _execute(self, call: Call) -> None:
-        pieces, began = call.pieces, call.began
+    def _fail(self, call: Call, error: Exception) -> None:
         for job in call.jobs:
-            job.started = job.started or began
-        operation, count = pieces[0][0].operation, sum(len(rows) for _, rows in pieces)
+            self._drop(job, "failed")
+        _deliver([(job, error) for job in call.jobs])
+
+    def _take(self, me: threading.Thread) -> Call | None:
+        """The next batch; None when another thread has taken over, or when closing and nothing waits."""
+
+        def size(rows: int) -> int:
+            share = -(-rows // (self.workers - len(self._calls)))  # so that no thread idles beside a full one
+            return min(self.max_batch, max(share, _SMALLEST_SHARE))
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing or self._replaced(me))
+            if self._replaced(me) or not self._waiting:
+                return None
+            self._calls[me] = call = Call(self._waiting.take(size))
+            if self._waiting:
+                self._changed.notify()  # one was woken for them all
+            return call
+
+    def _replaced(self, thread: threading.Thread) -> bool:
+        return bool(self._threads) and thread not in self._threads
+
+    def _execute(self, me: threading.Thread, call: Call) -> None:
+        operation, count = call.jobs[0].operation, sum(len(piece.rows) for piece in call.pieces)
+        for job in call.jobs:
+            job.started = job.started or call.began
         try:
-            arrays = operation(np.concatenate([rows for _, rows in pieces]))
+            arrays = operation(np.concatenate([piece.rows for piece in call.pieces]))
             if any(len(array) != count for array in arrays):
                 raise RuntimeError(f"{count} rows in, {[len(array) for array in arrays]} out")
         except Exception as error:  # an engine's fault ends these requests, not the thread
             logger.exception("inference failed")
-            if self._finish(call):
-                for job in call.jobs:
-                    self._drop(job)
-                _deliver([(job, error) for job in call.jobs])
+            if self._finish(me, call):
+                self._fail(call, error)
             return
         ended = time.perf_counter()
-        if not self._finish(call):
+        if not self._finish(me, call):
             return
-        self._observe(operation, count, ended - began)
-        done: list[tuple[Job, Arrays | Exception]] = []
-        start = 0
-        for job, rows in pieces:
-            job.parts.append(tuple(array[start : start + len(rows)] for array in arrays))
-            start += len(rows)
-            if not job.left:
-                job.finished = ended
-                done.append((job, tuple(np.concatenate(column) for column in zip(*job.parts, strict=True))))
-        _deliver(done)
-
-    def _drop(self, job: Job) -> None:
         with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                self.queued -= job.left
+            self._waiting.charge(operation, ended - call.began)
+            self.admission.observe(operation, count, ended - call.began)
+            done = _hand_out(call, arrays, ended)
+        if self.observer:
+            self.observer.computed(operation, count, ended - call.began)
+        _deliver([(job, job.result()) for job in done])
 
-    def _observe(self, operation: Operation, rows: int, seconds: float) -> None:
-        per_row = seconds / rows
-        self._seconds_per_row += 0.1 * (per_row - self._seconds_per_row) if self._seconds_per_row else per_row
-        if self.on_batch:
-            self.on_batch(operation, rows, seconds)
+    def _drop(self, job: Job, reason: str) -> None:
+        with self._changed:
+            rows = self._waiting.remove(job)
+        if rows and self.observer:
+            self.observer.dropped(reason, rows)
+
+
+def _hand_out(call: Call, arrays: Arrays, ended: float) -> list[Job]:
+    """Each job gets its rows; those that have all of theirs now."""
+    done, first = [], 0
+    for job, start, rows in call.pieces:
+        job.parts[start] = tuple(array[first : first + len(rows)] for array in arrays)
+        job.missing -= len(rows)
+        first += len(rows)
+        if not job.missing:
+            job.finished = ended
+            done.append(job)
+    return done
 
 
 def _deliver(outcomes: Sequence[tuple[Job, Arrays | Exception]]) -> None:

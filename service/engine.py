@@ -1,5 +1,7 @@
 """What computes: a protocol that the service is written against, its ONNX Runtime form, and the choice of one."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,9 +12,11 @@ from model.errors import ConfigError
 from model.explain import Explainer
 from model.images import Contract
 from model.noise import image_seeds
-from model.runtime import BundleRuntime, Explained, Scores
+from model.runtime import CPU, BundleRuntime, Explained, Scores, choose_providers
 from model.scoring import Scorer
 from service.settings import Settings
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group: microseconds in each period, or max
 
 
 class Samples(NamedTuple):
@@ -20,7 +24,8 @@ class Samples(NamedTuple):
 
 
 class Engine(Protocol):
-    """One model on one device. `sample`, `score` and `explain` run on the inference thread alone.
+    """One model on one device. `sample`, `score` and `explain` run on the inference threads alone, as many at a time as
+    `plan_workers` says.
 
     Row i of what they return depends on row i of what they are given, and on nothing else.
     """
@@ -73,6 +78,34 @@ class OnnxEngine:
             self.score(self.sample(image_seeds(0, batch)).images)
 
 
+def usable_cores() -> int:
+    """Those that this process may use: of its CPU set, and by the quota of its control group (`docker --cpus`)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):  # no control groups, or their first version
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def plan_workers(settings: Settings) -> tuple[int, int]:
+    """(inferences at a time, threads of each).
+
+    On a CPU one of a single thread for each core: several threads of one inference wait for each other at the end of
+    each operation, and for every core that is busy with something else.
+
+    Raises:
+        ConfigError: several are asked for where the backend takes one at a time.
+    """
+    if settings.backend == "torch":
+        if settings.workers > 1:
+            raise ConfigError(f"workers={settings.workers}: backend=torch runs one inference at a time")
+        return 1, settings.threads
+    cores = usable_cores()
+    workers = settings.workers or (cores if choose_providers(settings.device)[0] == CPU else 1)
+    return workers, settings.threads or max(1, cores // workers)
+
+
 def load_engine(bundle: Bundle, settings: Settings) -> Engine:
     """The engine of `bundle` that `settings` asks for.
 
@@ -81,7 +114,7 @@ def load_engine(bundle: Bundle, settings: Settings) -> Engine:
         ConfigError: the backend is not installed, or the device is not to be had.
     """
     if settings.backend == "onnx":
-        return OnnxEngine(bundle, settings.device, settings.threads, settings.tensorrt_cache)
+        return OnnxEngine(bundle, settings.device, plan_workers(settings)[1], settings.tensorrt_cache)
     try:
         from service.torch_engine import TorchEngine  # here, since serving by ONNX Runtime needs no torch
     except ModuleNotFoundError as error:

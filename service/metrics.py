@@ -10,6 +10,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from service.scheduling import Operation
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series of timestamps for each counter, which nobody reads
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -40,6 +42,7 @@ class Metrics:
         self.inference_seconds = Histogram(
             "ddaebm_inference_seconds", "Time of one inference.", ["operation"], buckets=_SECONDS, registry=registry
         )
+        self.inference_workers = Gauge("ddaebm_inference_workers", "Inferences at a time.", registry=registry)
         self.sampled = Counter("ddaebm_images_sampled_total", "Images made.", ["model"], registry=registry)
         self.scored = Counter("ddaebm_images_scored_total", "Images scored.", ["model", "verdict"], registry=registry)
         self.p_value = Histogram(
@@ -56,6 +59,14 @@ class Metrics:
             registry=registry,
         )
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
+        self.images_dropped = Counter(
+            "ddaebm_images_dropped_total",
+            "Images that waited and were not computed: the client left, or the deadline passed.",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("client-gone", "deadline"):
+            self.images_dropped.labels(reason)
         self.reloads = Counter(
             "ddaebm_reloads_total", "Reloads of the bundles on SIGHUP.", ["outcome"], registry=registry
         )
@@ -67,3 +78,10 @@ class Metrics:
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )
+
+    def computed(self, operation: Operation, rows: int, seconds: float) -> None:
+        self.batch_images.labels(operation.__name__).observe(rows)
+        self.inference_seconds.labels(operation.__name__).observe(seconds)
+
+    def dropped(self, reason: str, rows: int) -> None:
+        self.images_dropped.labels(reason).inc(rows)

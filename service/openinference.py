@@ -68,6 +68,7 @@ class InferRequest:
     tensor: NDArray[Any]
     outputs: Mapping[str, bool]  # name -> as bytes
     timeout: float | None  # seconds
+    low: bool  # its priority
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
@@ -124,7 +125,12 @@ def parse_request(
     timeout = asked.parameters.get("timeout")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
         raise _wrong("parameters.timeout must be a whole number of microseconds")
-    return InferRequest(asked.id, tensor, wanted or dict.fromkeys(names, binary), timeout / 1e6 if timeout else None)
+    priority = asked.parameters.get("priority", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
+        raise _wrong("parameters.priority must be a whole number: 0 or 1, or from 2 for work that may be passed")
+    return InferRequest(
+        asked.id, tensor, wanted or dict.fromkeys(names, binary), timeout / 1e6 if timeout else None, priority > 1
+    )
 
 
 def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[Any]:

@@ -29,7 +29,8 @@ class Settings(BaseSettings):
         "auto", description="auto takes CUDA where the backend has it; tensorrt is for onnx alone"
     )
     tensorrt_cache: str = Field("", description="folder of TensorRT's engines; empty: in the user's cache folder")
-    threads: int = Field(0, ge=0, description="threads of one inference; 0 takes one a core")
+    workers: int = Field(0, ge=0, description="inferences at a time; 0: one a core, or one on a GPU or with torch")
+    threads: int = Field(0, ge=0, description="threads of one inference; 0: the cores, shared among the workers")
     max_batch: int = Field(64, ge=1, description="images in one inference")
     max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,14 +14,18 @@ from numpy.typing import NDArray
 
 from model.errors import DdaebmError
 from model.runtime import Explained, Scores
-from service.batching import Arrays, Batcher, BatcherStoppedError, Operation, QueueFullError
+from service.admission import QueueFullError
+from service.batching import Batcher, BatcherStoppedError
 from service.drift import Drift
 from service.engine import Engine
 from service.errors import CLIENT_GONE, Problem
 from service.metrics import Metrics
+from service.scheduling import Arrays, Operation
 from service.settings import Settings
 
 logger = logging.getLogger("ddaebm")
+
+_URGENCY = re.compile(r"(?:^|,)\s*u=([0-7])\s*(?:$|[,;])")
 
 Engines = Mapping[str, Engine]  # by name; the first is the default
 
@@ -72,6 +77,7 @@ class Service:
 
     def serve(self, engines: Engines) -> None:
         self.engines = engines
+        self.batcher.keep({op for engine in engines.values() for op in (engine.sample, engine.score, engine.explain)})
         self.drifts = {
             engine.digest: self.drifts.get(engine.digest) or Drift(engine.scorer.calibration_scores)
             for engine in engines.values()
@@ -109,15 +115,15 @@ class Service:
         if self.draining:
             return "draining: the service is shutting down"
         if self.failed:
-            return "the inference thread died or hung twice; restart the service"
+            return "inference threads died or hung twice; restart the service"
         if not self.batcher.alive:
-            return "the inference thread died; another one is being started"
+            return "an inference thread died; another one is being started"
         return None
 
     async def run(self, request: Request, operation: Operation, rows: NDArray[Any]) -> Arrays:
-        """Run `rows` on the inference thread, unless the client leaves or its deadline passes first.
+        """Run `rows` on an inference thread, unless the client leaves or its deadline passes first.
 
-        A request may run several operations one after the other, under one deadline.
+        A request may run several operations one after the other, under one deadline; it is let in once.
 
         Raises:
             Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
@@ -125,15 +131,23 @@ class Service:
         limit = self.settings.max_queue_images
         if len(rows) > limit:
             raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
-        deadline = self.deadline(request)
+        deadline, timings = self.deadline(request), request.state.timings
         try:
-            job = self.batcher.submit(operation, rows)
+            job = self.batcher.submit(
+                operation, rows, deadline.left(), is_low(request), callers(request), admitted="queue" in timings
+            )
         except QueueFullError as error:
             wait = {"Retry-After": str(error.retry_after)}
-            detail = f"the queue of {limit} images is full; try again in {error.retry_after} s"
+            why = (
+                f"it would take more than {deadline.allowed:g} s"
+                if error.late
+                else f"the queue of {limit} images is full"
+            )
+            detail = f"{why}; try again in {error.retry_after} s, with the same X-Request-ID to keep your place"
             raise Problem(429, "queue-full", detail, wait) from error
         except BatcherStoppedError as error:
             raise self._stopped() from error
+        reason = "cancelled"
         gone = asyncio.ensure_future(_disconnect(request))
         try:
             waiting: set[asyncio.Future[Any]] = {job.future, gone}
@@ -141,15 +155,16 @@ class Service:
             if job.future.done():
                 arrays = job.future.result()
             elif gone.done():
+                reason = "client-gone"
                 raise Problem(CLIENT_GONE, "client-gone", "the client left")
             else:
+                reason = "deadline"
                 raise deadline.problem()
         except BatcherStoppedError as error:
             raise self._stopped() from error
         finally:
             gone.cancel()
-            self.batcher.cancel(job)
-        timings = request.state.timings
+            self.batcher.cancel(job, reason)
         timings["queue"] = timings.get("queue", 0.0) + job.started - job.submitted
         timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
         return arrays
@@ -198,6 +213,22 @@ class Deadline:
 
     def problem(self) -> Problem:
         return Problem(504, "deadline", f"not done within {self.allowed:g} s; ask for less, or try when it is quieter")
+
+
+def is_low(request: Request) -> bool:
+    """Whether the request asks to be passed by others: `Priority: u=4` to `u=7` (RFC 9218; 3 is the default)."""
+    if getattr(request.state, "low", False):
+        return True
+    urgency = _URGENCY.search(request.headers.get("priority", ""))
+    return urgency is not None and int(urgency[1]) > 3
+
+
+def callers(request: Request) -> list[str]:
+    """By what a client is known again that was told to come later: the request's id, and its connection."""
+    known = [request.state.request_id]
+    if request.client:
+        known.append(f"{request.client.host} {request.client.port}")
+    return known
 
 
 async def _disconnect(request: Request) -> None:

@@ -24,15 +24,15 @@ async def watch(service: Service) -> None:
             await asyncio.to_thread(service.batcher.close, 0)  # those who wait are told
             return
         logger.error("%s; starting another one, this once", fault)
-        service.batcher.restart()
+        service.batcher.restart(service.settings.hang_seconds)
         service.metrics.inference_restarts.inc()
         restarted = True
 
 
 def _fault(service: Service) -> str | None:
     if not service.batcher.alive:
-        return "the inference thread died"
+        return "an inference thread died"
     limit = service.settings.hang_seconds
     if service.batcher.busy_seconds > limit:
-        return f"the inference thread hangs: one inference is over {limit:g} s"
+        return f"an inference thread hangs: one inference is over {limit:g} s"
     return None

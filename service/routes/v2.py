@@ -170,6 +170,7 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
     asked = await asyncio.to_thread(read)
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)
+    request.state.low = asked.low
     rows = asked.tensor
     if model.input.name == "seeds":
         rows = rows[:, 0]

@@ -22,8 +22,9 @@ from model.images import Contract, encode_png
 from model.runtime import Explained, Scores
 from model.scoring import Scorer
 from service.app import create_app
-from service.batching import Arrays, Batcher
+from service.batching import Batcher
 from service.engine import Samples
+from service.scheduling import Arrays
 from service.settings import Settings
 
 PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds
@@ -225,7 +226,8 @@ def make_client(engine: FakeEngine) -> Iterator[MakeClient]:
         stack.callback(engine.release)  # called first: before the apps drain
 
         def start(**settings: Any) -> TestClient:
-            client = TestClient(create_app(Settings(**settings), engine), raise_server_exceptions=False)
+            made = Settings(**{"workers": 1, **settings})  # the fake engine takes one call at a time
+            client = TestClient(create_app(made, engine), raise_server_exceptions=False)
             stack.enter_context(client)
             stack.callback(engine.release)
             return client

@@ -115,7 +115,7 @@ def test_two_apps_in_one_process_do_not_share_metrics(make_client: MakeClient) -
 
 def test_stopping_finishes_what_waits(engine: FakeEngine) -> None:
     async def test() -> None:
-        app = create_app(Settings(), engine)
+        app = create_app(Settings(workers=1), engine)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             with engine.blocked():
                 async with app.router.lifespan_context(app):

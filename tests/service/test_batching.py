@@ -2,12 +2,17 @@
 
 import asyncio
 import random
+import threading
+import time
+from typing import Any
 
 import numpy as np
 import pytest
 
-from service.batching import Arrays, Batcher, QueueFullError
-from tests.service.conftest import PATIENCE, Rows, Squares, occupy, rows, run
+from service.admission import QueueFullError
+from service.batching import Batcher, BatcherStoppedError
+from service.scheduling import Arrays
+from tests.service.conftest import PATIENCE, Rows, Squares, in_thread, occupy, rows, run, wait_until
 
 
 def test_waiting_requests_are_merged_into_one_call(batcher: Batcher, operation: Squares) -> None:
@@ -62,7 +67,7 @@ def test_a_large_job_runs_in_pieces_and_a_small_one_passes_between_them(batcher:
         assert squares.tolist() == [n**2 for n in range(100, 118)]
         assert (await small.future)[0].tolist() == [1]
         assert [len(call) for call in operation.calls] == [1, 8, 8, 3]
-        assert 1 in operation.calls[2]
+        assert 1 in operation.calls[1]
 
     run(test())
     assert order == ["small", "large"]
@@ -132,20 +137,6 @@ def test_the_bound_counts_rows_and_the_answer_says_when_to_come_back(batcher: Ba
     run(test())
 
 
-def test_retry_after_grows_with_the_measured_cost_of_what_waits(batcher: Batcher, operation: Squares) -> None:
-    async def test() -> None:
-        running = await occupy(batcher, operation)
-        batcher._seconds_per_row = 0.25  # as if measured
-        waiting = batcher.submit(operation, rows(*range(19)))
-        with pytest.raises(QueueFullError) as full:
-            batcher.submit(operation, rows(1, 2))
-        assert full.value.retry_after == 5  # 19 · 0.25 s, rounded up
-        operation.reopen()
-        await asyncio.gather(running, waiting.future)
-
-    run(test())
-
-
 def test_a_job_says_when_it_was_queued_begun_and_done(batcher: Batcher, operation: Squares) -> None:
     async def test() -> None:
         job = batcher.submit(operation, rows(*range(20)))
@@ -169,16 +160,73 @@ def test_results_that_do_not_match_the_rows_reach_nobody(batcher: Batcher, surpl
     run(test())
 
 
-def test_each_call_is_reported_with_its_rows_and_seconds() -> None:
-    reports: list[tuple[object, int, float]] = []
-    operation = Squares()
+class Reports:
+    def __init__(self) -> None:
+        self.batches: list[tuple[object, int, float]] = []
+        self.drops: list[tuple[str, int]] = []
+
+    def computed(self, *report: Any) -> None:
+        self.batches.append(report)
+
+    def dropped(self, *report: Any) -> None:
+        self.drops.append(report)
+
+
+def test_each_call_is_reported_with_its_rows_and_seconds_and_each_drop_with_its_reason(operation: Squares) -> None:
+    reports = Reports()
 
     async def test() -> None:
-        batcher = Batcher(8, 20, lambda *report: reports.append(report))
+        batcher = Batcher(8, 20, observer=reports)
         batcher.start()
         await batcher.submit(operation, rows(*range(11))).future
+        await occupy(batcher, operation)
+        abandoned = batcher.submit(operation, rows(*range(12)))
+        batcher.cancel(abandoned, "client-gone")
+        batcher.cancel(abandoned, "deadline")
+        operation.reopen()
         assert await asyncio.to_thread(batcher.close, PATIENCE)
 
     run(test())
-    assert [(reported is operation, count) for reported, count, _ in reports] == [(True, 8), (True, 3)]
-    assert all(seconds > 0 for _, _, seconds in reports)
+    assert [(reported is operation, count) for reported, count, _ in reports.batches] == [(True, n) for n in (8, 3, 1)]
+    assert all(seconds > 0 for _, _, seconds in reports.batches)
+    assert reports.drops == [("client-gone", 12)]
+
+
+def test_several_threads_share_what_waits_and_put_a_large_job_together_in_order() -> None:
+    both = threading.Barrier(2)
+    calls: list[int] = []
+
+    def operation(values: Rows) -> Arrays:
+        calls.append(len(values))
+        both.wait(PATIENCE)  # neither returns before the other has begun
+        time.sleep(0.01 * (values[0] == 0))  # the first part is done last
+        return (values**2,)
+
+    async def test() -> None:
+        batcher = Batcher(max_batch=64, max_queue=64, workers=2)
+        batcher.start()
+        (squares,) = await batcher.submit(operation, rows(*range(32))).future
+        assert squares.tolist() == [n**2 for n in range(32)]
+        assert await asyncio.to_thread(batcher.close, PATIENCE)
+
+    run(test())
+    assert calls == [16, 16]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_of_two_threads_that_dies_takes_its_batch_along_and_the_other_goes_on() -> None:
+    operation, fatal = Squares(), Squares()
+    fatal.fault = SystemExit()
+
+    async def test() -> None:
+        batcher = Batcher(max_batch=8, max_queue=20, workers=2)
+        batcher.start()
+        with pytest.raises(BatcherStoppedError):
+            await batcher.submit(fatal, rows(1)).future
+        await in_thread(lambda: wait_until(lambda: not batcher.alive))
+        assert (await batcher.submit(operation, rows(3)).future)[0].tolist() == [9]
+        batcher.restart()
+        assert batcher.alive
+        assert await asyncio.to_thread(batcher.close, PATIENCE)
+
+    run(test())

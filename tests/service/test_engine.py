@@ -2,7 +2,9 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from model.bundle import load_bundle
 from model.errors import ConfigError
 from model.noise import image_seeds
-from service.engine import Engine, OnnxEngine, load_engine
+from service.engine import Engine, OnnxEngine, load_engine, plan_workers, usable_cores
 from service.settings import Settings
 
 
@@ -70,3 +72,48 @@ def test_a_backend_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
         load_engine(load_bundle(debug_bundle), Settings(backend="torch"))
+
+
+@pytest.mark.parametrize(
+    ("cores", "settings", "plan"),
+    [(4, {}, (4, 1)), (4, {"workers": 2}, (2, 2)), (4, {"workers": 3}, (3, 1)), (4, {"threads": 3}, (4, 3)),
+     (1, {}, (1, 1)), (4, {"workers": 1}, (1, 4)), (4, {"backend": "torch"}, (1, 0)),
+     (4, {"backend": "torch", "threads": 2}, (1, 2))],
+)  # fmt: skip
+def test_the_cores_are_shared_among_the_workers(
+    monkeypatch: pytest.MonkeyPatch, cores: int, settings: dict[str, Any], plan: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("service.engine.usable_cores", lambda: cores)
+    assert plan_workers(Settings(**{"device": "cpu", **settings})) == plan
+
+
+def test_torch_takes_one_inference_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="workers=2"):
+        plan_workers(Settings(backend="torch", workers=2))
+
+
+def test_a_gpu_gets_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine.choose_providers", lambda device: ["CUDAExecutionProvider"])
+    assert plan_workers(Settings())[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8)]
+)
+def test_a_quota_of_the_control_group_bounds_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr("service.engine.CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    assert usable_cores() == cores
+    (tmp_path / "cpu.max").unlink()
+    assert usable_cores() == 8
+
+
+def test_inferences_at_the_same_time_do_not_disturb_each_other(onnx_engine: Engine) -> None:
+    seeds = image_seeds(1, 40)
+    (whole,) = onnx_engine.sample(seeds)
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda start: onnx_engine.sample(seeds[start : start + 2]).images, range(0, 40, 2)))
+    assert (np.concatenate(parts) == whole).all()

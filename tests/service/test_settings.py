@@ -20,6 +20,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "backend": "onnx",
         "device": "auto",
         "tensorrt_cache": "",
+        "workers": 0,
         "threads": 0,
         "max_batch": 64,
         "max_queue_images": 4096,

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from service.app import create_app
 from service.batching import Batcher
+from service.scheduling import Job
 from service.settings import Settings
+from service.state import is_low
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until
 
 SAMPLES, SCORES = "/v1/samples", "/v1/scores"
@@ -37,6 +40,8 @@ def test_a_request_past_its_deadline_is_504_and_its_work_is_dropped(
     assert client.post(SAMPLES, json={"n": 2}).status_code == 200
     assert engine.calls == [("sample", 1), ("sample", 2)]
     assert metric(client, "ddaebm_rejected_total", reason="deadline") == 1
+    assert metric(client, "ddaebm_images_dropped_total", reason="deadline") > 0
+    assert metric(client, "ddaebm_images_dropped_total", reason="client-gone") == 0
 
 
 def test_a_call_that_does_not_return_is_bounded_by_the_deadline_too(
@@ -87,6 +92,89 @@ def test_a_full_queue_is_429_with_whole_seconds_to_wait(make_client: MakeClient,
     assert metric(client, "ddaebm_rejected_total", reason="queue_full") == 2
 
 
+@pytest.mark.parametrize("known_by", ["request id", "connection"])
+def test_who_comes_again_when_told_to_finds_the_room_that_was_kept(
+    make_client: MakeClient, engine: FakeEngine, known_by: str
+) -> None:
+    client = make_client(max_queue_images=10)
+    app = client.app
+    other = TestClient(app, client=("elsewhere", 1))
+    again = client if known_by == "connection" else TestClient(app, client=("a new port", 2))
+    with ThreadPoolExecutor(8) as pool, engine.blocked():
+        requests = [pool.submit(client.post, SAMPLES, json={"n": 1})]
+        assert engine.entered.wait(PATIENCE)
+        requests.append(pool.submit(client.post, SAMPLES, json={"n": 8}))
+        wait_until(lambda: batcher_of(app).queued == 8)
+        refused = client.post(SAMPLES, json={"n": 5})
+        detail = check_problem(refused, 429, "queue-full")["detail"]
+        assert "X-Request-ID" in detail
+        headers = {"x-request-id": refused.headers["x-request-id"]} if known_by == "request id" else {}
+        check_problem(other.post(SAMPLES, json={"n": 1}), 429)  # what is left is kept
+        requests.append(pool.submit(again.post, SAMPLES, json={"n": 2}, headers=headers))
+        wait_until(lambda: batcher_of(app).queued == 10)
+        engine.release()
+        assert [request.result(PATIENCE).status_code for request in requests] == [200] * 3
+
+
+def test_what_cannot_be_done_in_its_time_is_refused_at_once(make_client: MakeClient, engine: FakeEngine) -> None:
+    client = make_client()
+    batcher = batcher_of(client.app)
+    with ThreadPoolExecutor(8) as pool, engine.blocked():
+        requests = [pool.submit(client.post, SAMPLES, json={"n": 1})]
+        assert engine.entered.wait(PATIENCE)
+        requests.append(pool.submit(client.post, SAMPLES, json={"n": 9}))
+        wait_until(lambda: batcher.queued == 9)
+        for count in (1, 9):
+            batcher.admission.observe(engine.sample, count, float(count))  # a second each
+        refused = client.post(SAMPLES, json={"n": 1}, headers={"x-request-timeout": "5"})
+        assert "5 s" in check_problem(refused, 429, "queue-full")["detail"]
+        assert 3 <= int(refused.headers["retry-after"]) <= 6
+        engine.release()
+        assert [request.result(PATIENCE).status_code for request in requests] == [200] * 2
+
+
+def test_the_second_half_of_a_request_is_not_refused(make_client: MakeClient, engine: FakeEngine) -> None:
+    client = make_client(max_queue_images=10)
+    batcher = batcher_of(client.app)
+    with ThreadPoolExecutor(8) as pool, engine.blocked():
+        best = pool.submit(client.post, SAMPLES, json={"n": 1, "best_of": 8})
+        assert engine.entered.wait(PATIENCE)
+        others = [pool.submit(client.post, SAMPLES, json={"n": 10})]
+        wait_until(lambda: batcher.queued == 10)
+        engine.release()  # its scoring meets a queue that may still be full
+        assert best.result(PATIENCE).status_code == 200
+        assert others[0].result(PATIENCE).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "low"),
+    [("u=7", True), ("u=4, i", True), ("i, u=5", True), ("u=3", False), ("u=0", False), ("", False), ("u=9", False),
+     ("fast", False), ("xu=7", False)],
+)  # fmt: skip
+def test_priority_says_whether_others_may_pass(header: str, low: bool) -> None:
+    request = Request({"type": "http", "headers": [(b"priority", header.encode())]})
+    assert is_low(request) is low
+
+
+def test_the_queue_is_told_of_the_priority(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, told = batcher_of(client.app), list[bool]()
+    submit = batcher.submit
+
+    def record(*args: Any, **options: Any) -> Job:
+        job = submit(*args, **options)
+        told.append(job.low)
+        return job
+
+    monkeypatch.setattr(batcher, "submit", record)
+    infer = {"inputs": [{"name": "seeds", "shape": [1], "datatype": "INT64", "data": [1]}]}
+    for priority, parameters in (("u=7", {}), ("u=1", {}), ("", {"priority": 2}), ("", {"priority": 1})):
+        body = {**infer, "parameters": parameters}
+        answer = client.post("/v2/models/fake-sampler/infer", json=body, headers={"priority": priority})
+        assert answer.status_code == 200, answer.text
+    assert told == [True, False, True, False]
+    check_problem(client.post("/v2/models/fake-sampler/infer", json={**infer, "parameters": {"priority": "high"}}), 422)
+
+
 def test_a_request_that_the_queue_can_never_hold_is_413(make_client: MakeClient, engine: FakeEngine) -> None:
     client = make_client(max_queue_images=10)
     response = client.post(SAMPLES, json={"n": 11})
@@ -117,7 +205,7 @@ def test_requests_of_many_clients_share_a_batch_and_each_gets_its_own(client: Te
 
 async def leave_while_queued(engine: FakeEngine) -> tuple[int, int]:
     """A client by hand: it hangs up while its request is queued. Returns the rows queued before and after."""
-    app = create_app(Settings(), engine)
+    app = create_app(Settings(workers=1), engine)
     hung_up = asyncio.Event()
     body = [{"type": "http.request", "body": b'{"n": 7}', "more_body": False}]
 
@@ -148,7 +236,9 @@ async def leave_while_queued(engine: FakeEngine) -> tuple[int, int]:
             left = batcher.queued
         await occupying.future
     labels = {"route": SAMPLES, "method": "POST", "status": "499"}
-    assert app.state.service.metrics.registry.get_sample_value("ddaebm_http_requests_total", labels) == 1
+    registry = app.state.service.metrics.registry
+    assert registry.get_sample_value("ddaebm_http_requests_total", labels) == 1
+    assert registry.get_sample_value("ddaebm_images_dropped_total", {"reason": "client-gone"}) == queued
     return queued, left
 
 

@@ -1,0 +1,176 @@
+"""Which work is taken in, and when the rest should come again.
+
+A request is refused where the queue has no room, or where it could not be done in its time. What it is told, as
+`Retry-After`, is meant: each refused request gets a later turn than the one before, at the pace of the device, and room
+is kept for those whose turn has come. A caller is known again by its request id or its connection. Where few come back,
+fewer turns are kept.
+"""
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from service.scheduling import Operation
+
+_EARLY, _LATE = 1.0, 2.0  # seconds around its turn in which a caller finds room: Retry-After is whole seconds
+_MOST_PROMISES = 10_000
+_LONGEST = 600.0  # seconds; further away nothing is promised
+
+
+class QueueFullError(Exception):
+    """Not taken in; `retry_after` is whole seconds, `late` that time was short and not room."""
+
+    def __init__(self, retry_after: int, late: bool) -> None:
+        super().__init__(f"retry after {retry_after} s")
+        self.retry_after, self.late = retry_after, late
+
+
+class Cost:
+    """Seconds of one call of n rows, a·n + b: least squares over the calls, of which old ones are forgotten."""
+
+    _KEPT = 0.98  # of the weight of all earlier calls, at each call
+
+    def __init__(self) -> None:
+        self._w = self._n = self._t = self._nn = self._nt = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        kept = self._KEPT
+        self._w = kept * self._w + 1
+        self._n = kept * self._n + rows
+        self._t = kept * self._t + seconds
+        self._nn = kept * self._nn + rows * rows
+        self._nt = kept * self._nt + rows * seconds
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """(a, b), neither negative; zeros until something was measured."""
+        if not self._w:
+            return 0.0, 0.0
+        n, t = self._n / self._w, self._t / self._w
+        variance = self._nn / self._w - n * n
+        a = (self._nt / self._w - n * t) / variance if variance > 1e-9 * n * n else t / n
+        a = min(max(a, 0.0), t / n)  # so that b = t - a·n is not negative
+        return a, t - a * n
+
+    def seconds(self, rows: int, batch: int) -> float:
+        """Of `rows` in calls of `batch`."""
+        a, b = self.line
+        return a * rows + b * math.ceil(rows / batch)
+
+
+@dataclass(eq=False)
+class _Promise:
+    due: float
+    rows: int
+    callers: Sequence[str]
+    reserved: bool = False
+    settled: bool = False
+
+
+class Promises:
+    """Who was told to come again, and when."""
+
+    def __init__(self) -> None:
+        self.reserved = 0  # rows of those whose turn it is
+        self.returning = 1.0  # share of them that come, lately
+        self._next = 0.0  # turn of the next one
+        self._of: dict[str, _Promise] = {}
+        self._coming: list[tuple[float, int, _Promise]] = []  # a heap by turn
+        self._due: deque[_Promise] = deque()  # in the order of their turns
+        self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._coming) + len(self._due)
+
+    def claim(self, callers: Sequence[str], now: float) -> bool:
+        """Whether the turn of one of `callers` has come; it has no other."""
+        self._advance(now)
+        for promise in filter(None, map(self._of.get, callers)):
+            if promise.reserved:
+                self._settle(promise)
+                self.returning += 0.05 * (1 - self.returning)
+                return True
+        return False
+
+    def make(self, callers: Sequence[str], rows: int, seconds: float, soonest: float, now: float) -> int:
+        """A turn for work that takes the device `seconds`, not before `soonest`: whole seconds from `now`."""
+        for old in filter(None, map(self._of.get, callers)):
+            self._settle(old)  # came too early, and is refused again
+        self._next = max(self._next, soonest)
+        wait = max(1, math.ceil(self._next - now))
+        self._next += seconds * self.returning
+        if callers and wait <= _LONGEST and len(self) < _MOST_PROMISES:
+            promise = _Promise(now + wait, rows, callers)
+            self._of.update(dict.fromkeys(callers, promise))
+            heapq.heappush(self._coming, (promise.due, next(self._count), promise))
+        return wait
+
+    def _advance(self, now: float) -> None:
+        while self._coming and self._coming[0][0] <= now + _EARLY:
+            _, _, promise = heapq.heappop(self._coming)
+            if not promise.settled:
+                promise.reserved = True
+                self.reserved += promise.rows
+                self._due.append(promise)
+        while self._due and (self._due[0].settled or self._due[0].due < now - _LATE):
+            promise = self._due.popleft()
+            if not promise.settled:
+                self._settle(promise)
+                self.returning -= 0.05 * self.returning
+
+    def _settle(self, promise: _Promise) -> None:
+        promise.settled = True
+        if promise.reserved:
+            promise.reserved = False
+            self.reserved -= promise.rows
+        for caller in promise.callers:
+            if self._of.get(caller) is promise:
+                del self._of[caller]
+
+
+class Admission:
+    """The rule for a queue of `max_queue` rows that `workers` threads empty in batches of `max_batch`."""
+
+    def __init__(self, max_queue: int, max_batch: int, workers: int) -> None:
+        self.max_queue, self.max_batch, self.workers = max_queue, max_batch, workers
+        self.costs: dict[Operation, Cost] = {}
+        self.promises = Promises()
+
+    def keep(self, operations: Collection[Operation]) -> None:
+        """Forget what others cost: a model that was unloaded must not be held."""
+        self.costs = {operation: cost for operation, cost in self.costs.items() if operation in operations}
+
+    def observe(self, operation: Operation, rows: int, seconds: float) -> None:
+        self.costs.setdefault(operation, Cost()).observe(rows, seconds)
+
+    def seconds(self, waiting: Mapping[Operation, int]) -> float:
+        """Until all of `waiting` has been computed."""
+        total = sum(self.costs[op].seconds(rows, self.max_batch) for op, rows in waiting.items() if op in self.costs)
+        return total / self.workers
+
+    def admit(
+        self,
+        operation: Operation,
+        rows: int,
+        waiting: Mapping[Operation, int],
+        allowed: float,
+        callers: Sequence[str],
+        now: float,
+    ) -> None:
+        """Raises QueueFullError where `rows` have no room beside `waiting`, or would take longer than `allowed`."""
+        promised = self.promises.claim(callers, now)
+        queued, mine = sum(waiting.values()), self.seconds({operation: rows})
+        backlog = self.seconds(waiting)
+        kept = 0 if promised else math.ceil(self.promises.reserved * self.promises.returning)
+        short = queued + kept + rows - self.max_queue  # rows
+        late = backlog + mine - allowed  # seconds
+        if queued and short > 0:  # a queue that is empty takes anything that it can hold
+            soonest = now + backlog * min(1.0, short / queued)
+        elif queued and late > 0 and not promised:
+            soonest = now + late
+        else:
+            return
+        raise QueueFullError(self.promises.make(callers, rows, mine, soonest, now), late=short <= 0)
