@@ -4,11 +4,11 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,12 @@ from model.files import write_file, write_stream, write_zip
 from model.formats import Entry
 from model.images import Decoded, encode_png, make_grid
 from model.noise import seeds_at
+from model.parallel import in_order
 from model.progress import Tick
 from model.readers import decode_entry, entries
 from model.runtime import BundleRuntime
+
+T = TypeVar("T")
 
 BATCH = 64
 MAX_GRID = 4096  # images of one PNG, which is made in memory
@@ -64,12 +67,32 @@ def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick =
 
 def _batches(
     runtime: BundleRuntime, seed: int, indices: Iterable[int], tick: Tick
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+) -> Iterator[tuple[Sequence[int], NDArray[np.uint8]]]:
     """Indices of the set, and their images (B, H, W, C), `BATCH` at a time."""
-    remaining = iter(indices)
-    while batch := list(itertools.islice(remaining, BATCH)):
-        yield batch, runtime.sample(seeds_at(seed, np.array(batch)))
+
+    def draw(batch: Sequence[int]) -> tuple[Sequence[int], NDArray[np.uint8]]:
+        return batch, runtime.sample(seeds_at(seed, np.array(batch)))
+
+    for batch, images in in_order(draw, _parts(indices), runtime.workers):
+        yield batch, images
         tick(len(batch))
+
+
+def _parts(items: Iterable[T]) -> Iterator[list[T]]:
+    """`BATCH` at a time. What `items` raises comes after all of them."""
+    part: list[T] = []
+    try:
+        for item in items:
+            part.append(item)
+            if len(part) == BATCH:
+                yield part
+                part = []
+    except DataError:
+        if part:
+            yield part
+        raise
+    if part:
+        yield part
 
 
 def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
@@ -182,25 +205,15 @@ def score_paths(runtime: BundleRuntime, paths: Iterable[str], tick: Tick = _say_
     Raises:
         DataError: a PATH that cannot be gone through to its end; what came before has been yielded.
     """
-    batch: list[Entry] = []
-    index = 0
 
-    def scored() -> Iterator[Scored]:
-        nonlocal index
-        yield from _score_batch(runtime, batch, index)
-        tick(len(batch))
-        index += len(batch)
-        batch.clear()
+    def score(numbered: tuple[int, list[Entry]]) -> list[Scored]:
+        number, batch = numbered
+        return list(_score_batch(runtime, batch, number * BATCH))
 
-    try:
-        for entry in itertools.chain.from_iterable(map(entries, paths)):
-            batch.append(entry)
-            if len(batch) == BATCH:
-                yield from scored()
-    except DataError:
-        yield from scored()
-        raise
-    yield from scored()
+    batches = _parts(itertools.chain.from_iterable(map(entries, paths)))
+    for scored in in_order(score, enumerate(batches), runtime.workers):
+        yield from scored
+        tick(len(scored))
 
 
 def _score_batch(runtime: BundleRuntime, batch: list[Entry], first: int) -> Iterator[Scored]:

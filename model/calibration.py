@@ -12,6 +12,7 @@ from model.bundle import Bundle, rewrite_bundle
 from model.errors import DataError
 from model.explain import Explainer, fit_explainer
 from model.images import fingerprints
+from model.parallel import in_order, usable_cores
 from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics
 from model.scoring import Scorer, calibrate_scorer, fit_scorer, statistics
 
@@ -90,8 +91,8 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
 
 
 def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[LevelStatistics]:
-    for start in range(0, len(images), BATCH):
-        yield level_statistics(energy, images[start : start + BATCH])
+    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    return in_order(lambda part: level_statistics(energy, part), parts, usable_cores())
 
 
 def _log_energies(rows: NDArray[np.float64], pixels: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from model.bundle import WEIGHTS, Bundle
 from model.config import ModelConfig
 from model.errors import BundleError, ConfigError
+from model.parallel import usable_cores
 from model.sampling import draw_noise
 from model.scoring import Scorer, statistics
 
@@ -123,10 +124,10 @@ def make_session(
     name: str,
     files: Mapping[str, bytes],
     providers: Sequence[str] = (CPU,),
-    threads: int = 0,
+    threads: int = 1,
     cache: Path | None = None,
 ) -> Session:
-    """A session over the graph `name` among a bundle's `files`; threads = 0 takes one a physical core."""
+    """A session over the graph `name` among a bundle's `files`; several threads may run it at a time."""
     graph, weights = files[name], files[WEIGHTS[name]]
     options = ort.SessionOptions()
     # Given like this, no other file than this one is opened, whatever a graph refers to.
@@ -151,14 +152,18 @@ def _load_cuda() -> None:
 class BundleRuntime:
     """Both graphs of a bundle, ready to run.
 
+    Args:
+        threads: of one call.
+
     Raises:
         BundleError: a graph cannot be loaded.
         ConfigError: the device is not to be had.
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, tensorrt_cache: str = "") -> None:
+    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 1, tensorrt_cache: str = "") -> None:
         self.bundle = bundle
         self.providers = choose_providers(device)
+        self.workers = usable_cores() if self.providers[0] == CPU else 1  # calls at a time that pay
         cache = None
         if self.providers[0] == TENSORRT:
             cache = engine_cache(bundle.digest, tensorrt_cache)

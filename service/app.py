@@ -1,6 +1,7 @@
 """The FastAPI application: `create_app(settings, *engines)`."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,6 +84,8 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         app.state.service = service = Service(settings, {}, batcher, metrics, load)
         service.serve(ready)
         watchdog = asyncio.create_task(watch(service))
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: it need not be looked through again and again
         yield
         service.draining = True
         watchdog.cancel()

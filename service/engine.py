@@ -1,7 +1,5 @@
 """What computes: a protocol that the service is written against, its ONNX Runtime form, and the choice of one."""
 
-import os
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,11 +10,10 @@ from model.errors import ConfigError
 from model.explain import Explainer
 from model.images import Contract
 from model.noise import image_seeds
+from model.parallel import usable_cores
 from model.runtime import CPU, BundleRuntime, Explained, Scores, choose_providers
 from model.scoring import Scorer
 from service.settings import Settings
-
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group: microseconds in each period, or max
 
 
 class Samples(NamedTuple):
@@ -78,21 +75,10 @@ class OnnxEngine:
             self.score(self.sample(image_seeds(0, batch)).images)
 
 
-def usable_cores() -> int:
-    """Those that this process may use: of its CPU set, and by the quota of its control group (`docker --cpus`)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):  # no control groups, or their first version
-        return cores
-    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
-
-
 def plan_workers(settings: Settings) -> tuple[int, int]:
     """(inferences at a time, threads of each).
 
-    On a CPU one of a single thread for each core: several threads of one inference wait for each other at the end of
-    each operation, and for every core that is busy with something else.
+    On a CPU one of a single thread for each core (`model.parallel` says why).
 
     Raises:
         ConfigError: several are asked for where the backend takes one at a time.

@@ -1,10 +1,11 @@
 """What surrounds every request: its id, its size limit, its metrics, and a last resort for our own faults."""
 
 import asyncio
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,9 @@ logger = logging.getLogger("ddaebm")
 _SMALL_BODY = 64 * 2**10  # JSON that is parsed on the event loop; 1,024 seeds take a third of it
 _LARGE_BODIES = re.compile(r"/v1/scores|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+# Of requests that bring no id. Random numbers anew for each would be a call of the system, at which other threads take
+# the interpreter over from the event loop.
+_PROCESS, _COUNT = secrets.token_hex(8), itertools.count(1)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -42,7 +46,7 @@ class RequestMiddleware:
         began = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(_COUNT):x}"
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         state["request_id"], state["timings"] = request_id, {}
         status = CLIENT_GONE

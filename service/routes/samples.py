@@ -6,7 +6,7 @@ import io
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from service.state import Service, Shared
 
 router = APIRouter(tags=["samples"])
 
+_SMALL = 2**13  # bytes of pixels whose encoding takes less time than handing it to another thread and back
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
@@ -64,7 +65,7 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
         raise Problem(422, "invalid-request", f"include: scores have no place in {media_type}; Accept {JSON} or {ZIP}")
     drawn = await _draw(body, request, service)
     began = time.perf_counter()
-    content = await asyncio.to_thread(_ENCODERS[media_type], drawn)
+    content = await _encode(_ENCODERS[media_type], drawn)
     request.state.timings["encode"] = time.perf_counter() - began
     return Response(content, media_type=media_type)
 
@@ -93,7 +94,14 @@ async def get_sample(
         return Response(status_code=304, headers=headers)
     (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
-    return Response(await asyncio.to_thread(encode_png, images[0]), headers=headers, media_type=PNG)
+    content = await _encode(_to_png, Drawn(engine, np.array([int(seed)]), images))
+    return Response(content, headers=headers, media_type=PNG)
+
+
+async def _encode(encode: Callable[[Drawn], bytes], drawn: Drawn) -> bytes:
+    if drawn.images.size <= _SMALL:
+        return encode(drawn)
+    return await asyncio.to_thread(encode, drawn)
 
 
 async def _draw(body: SampleRequest, request: Request, service: Service) -> Drawn:

@@ -12,7 +12,7 @@ import pytest
 from model.bundle import load_bundle
 from model.errors import ConfigError
 from model.noise import image_seeds
-from service.engine import Engine, OnnxEngine, load_engine, plan_workers, usable_cores
+from service.engine import Engine, OnnxEngine, load_engine, plan_workers
 from service.settings import Settings
 
 
@@ -95,20 +95,6 @@ def test_torch_takes_one_inference_at_a_time() -> None:
 def test_a_gpu_gets_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.engine.choose_providers", lambda device: ["CUDAExecutionProvider"])
     assert plan_workers(Settings())[0] == 1
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8), ("", 8)]
-)
-def test_a_quota_of_the_control_group_bounds_the_cores(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("service.engine.CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    assert usable_cores() == cores
-    (tmp_path / "cpu.max").unlink()
-    assert usable_cores() == 8
 
 
 def test_inferences_at_the_same_time_do_not_disturb_each_other(onnx_engine: Engine) -> None:
