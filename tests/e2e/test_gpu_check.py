@@ -86,3 +86,14 @@ def test_a_document_without_marks_is_left_alone(gpu_check: ModuleType, tmp_path:
     with pytest.raises(SystemExit, match="to write between"):
         gpu_check.write_section(doc, "section")
     assert doc.read_bytes() == before
+
+
+def test_the_preset_is_measured_in_each_precision() -> None:
+    script = ROOT / "benchmarks" / "preset.py"
+    command = [sys.executable, "-P", str(script), "debug", "--device", "cpu", "--batches", "2,3", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| fp32", "| tf32", "| bf16"))]
+    assert [(row[1].strip(), int(row[2])) for row in rows] == [(p, b) for p in ("fp32", "tf32", "bf16") for b in (2, 3)]
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows)
+    assert "0.21" not in done.stdout  # that is for cifar10 alone
