@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import PROBES, PUBLIC, check_key
-from service.errors import CLIENT_GONE, Problem, problem_response
+from service.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
 from service.logs import access, log_request
 from service.metrics import Metrics
 
@@ -52,7 +52,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
-                for name, value in _SECURITY:
+                for name, value in SECURITY_HEADERS:
                     out.setdefault(name, value)
                 if scope["path"] != "/docs":  # the one page with scripts
                     out.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
@@ -130,8 +130,6 @@ def _check_length(headers: Headers, limit: int) -> None:
         raise _too_large(limit)
 
 
-# What is sent is never to be guessed at, framed, or named to another site.
-_SECURITY = (("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"))
 _REASONS = {
     401: "unauthorized",
     408: "slow_body",

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.logs import log_config
+from service.protocol import HttpProtocol
 from service.settings import Settings
 from service.state import Service
 
@@ -63,10 +64,11 @@ class Server(uvicorn.Server):
         return getattr(app.state, "service", None) if isinstance(app, FastAPI) else None
 
 
-def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
-    config = uvicorn.Config(
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
+        http=HttpProtocol,
+        ws="none",
         host=settings.host,
         port=settings.port,
         server_header=False,
@@ -74,7 +76,11 @@ def serve(app: FastAPI, settings: Settings) -> int:
         access_log=False,  # ours has the request id
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = Server(config)
+
+
+def serve(app: FastAPI, settings: Settings) -> int:
+    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
+    server = Server(configure(app, settings))
     try:
         server.run()
     except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why

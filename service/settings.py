@@ -32,8 +32,21 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="threads of one inference; 0 takes one a core")
     max_batch: int = Field(64, ge=1, description="images in one inference")
     max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")
+    max_connections: int = Field(
+        512, ge=1, description="open connections; one more closes the one that has kept the service waiting longest"
+    )
+    max_pipelined: int = Field(
+        16, ge=1, description="requests waiting on one connection; with one more it is closed after their answers"
+    )
+    max_header_bytes: int = Field(32 * 2**10, ge=256, description="bytes of request line and headers together")
+    max_headers: int = Field(100, ge=1, description="headers of one request")
+    header_seconds: float = Field(10.0, gt=0, description="time that request line and headers may take to arrive")
+    keep_alive_seconds: int = Field(
+        65, ge=1, description="time a connection may be idle between requests; more than the proxy's in front"
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")
     body_seconds: float = Field(30.0, gt=0, description="time a request body may take to arrive")
+    send_seconds: float = Field(30.0, gt=0, description="time a client may take to take what is sent to it")
     max_files: int = Field(256, ge=1, description="images of one scoring request")
     max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one image sent, checked before decoding")
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
