@@ -175,7 +175,7 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
         raise ImageFormatError("floating-point images have no known range; send 8- or 16-bit pixels")
     if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that hold it
-        high_byte = np.asarray(image).astype(np.int64) >> 8
+        high_byte = np.asarray(image) >> 8
         image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
