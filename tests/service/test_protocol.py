@@ -185,6 +185,14 @@ def test_what_is_no_http_is_400(start: Start, head: bytes) -> None:
     assert live.rejected("malformed_request") == 1
 
 
+def test_head_has_no_body_and_leaves_the_connection_open(start: Start) -> None:
+    client = start().client().send(b"HEAD /v1/samples/9.png HTTP/1.1\r\n\r\n" + GET)
+    head, _, rest = client.answers(2).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"transfer-encoding" not in head
+    assert rest.startswith(b"HTTP/1.1 200 ")
+
+
 def test_an_upgrade_that_is_not_offered_is_a_request_like_any_other(start: Start) -> None:
     client = start().client()
     for protocol in (b"h2c", b"websocket"):
@@ -273,7 +281,7 @@ def test_connections_that_are_served_are_not_closed_for_others(start: Start, eng
     live = start(max_connections=2)
     with engine.blocked():
         clients = [live.client().send(sample()) for _ in range(2)]
-        wait_until(lambda: live.app.state.service.batcher.queued == 1)
+        wait_until(lambda: len(live.server.server_state.tasks) == 2)
         refused = live.client()
         check_refusal(refused.rest(), 503, "too-many-connections")
     assert all(client.answers(1).startswith(b"HTTP/1.1 200 ") for client in clients)
