@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from model.bounds import MAX_EXIF_BYTES, CountedReads, check_parts
 from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
 
 # Our own budget is checked on the header, before anything is decoded; Pillow's would only warn.
@@ -26,6 +27,11 @@ MAX_SCANS = 100  # of a JPEG: each is decoded over all of its pixels, and takes 
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF tags
 FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
            "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
+# By EXIF orientation: what turns the image upright.
+_TRANSPOSE = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,9 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageTooLargeError: its header claims more than `max_pixels`, or a side over `MAX_SIDE`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except MemoryError:
+        check_parts(data)
+        image = Image.open(CountedReads(data), formats=FORMATS)
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
         raise ImageFormatError(f"not an image that can be read; {', '.join(FORMATS)} can") from error
@@ -111,11 +118,29 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     Raises:
         ImageFormatError: the EXIF data is corrupt, or the image that precedes it.
     """
+    if isinstance(image, TiffImageFile):  # which Pillow turns by itself
+        return image.size
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turned = _orientation(image) in (5, 6, 7, 8)
+    except ImageError:
+        raise
     except Exception as error:  # as in open_image
         raise ImageFormatError("the image or its EXIF data is truncated or corrupt") from error
-    return (image.height, image.width) if orientation in (5, 6, 7, 8) else image.size
+    return (image.height, image.width) if turned else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    if max(len(image.info.get(key, "")) for key in ("exif", "Raw profile type exif")) > MAX_EXIF_BYTES:
+        raise ImageFormatError("the image has more EXIF data than any camera writes")
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if isinstance(orientation, int) else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As ImageOps.exif_transpose, which would also write the EXIF data anew, tag by tag."""
+    image.load()
+    method = _TRANSPOSE.get(_orientation(image))
+    return image if method is None else image.transpose(method)
 
 
 def convert(image: Image.Image, contract: Contract) -> Decoded:
@@ -129,7 +154,7 @@ def convert(image: Image.Image, contract: Contract) -> Decoded:
         ImageFormatError: truncated or corrupt, or floating-point pixels (which have no known range).
     """
     try:
-        image = _to_channels(ImageOps.exif_transpose(image), contract.channels)
+        image = _to_channels(_upright(image), contract.channels)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # as above, now from the decoder
@@ -150,7 +175,7 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
         raise ImageFormatError("floating-point images have no known range; send 8- or 16-bit pixels")
     if image.mode.startswith("I"):  # 16-bit grey, or 32-bit integers that hold it
-        high_byte = np.asarray(image).astype(np.int64) >> 8
+        high_byte = np.asarray(image) >> 8
         image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -15,6 +16,7 @@ from model.bundle import find_bundle, load_bundle
 from model.errors import ConfigError
 from service import errors
 from service.batching import Batcher
+from service.bodies import Bodies
 from service.engine import Engine, load_engine, plan_workers
 from service.metrics import Metrics
 from service.middleware import RequestMiddleware
@@ -83,6 +85,8 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         batcher.start()
         app.state.service = service = Service(settings, {}, batcher, metrics, load)
         service.serve(ready)
+        # Of their own: the pool that encodes samples is not kept waiting by uploads.
+        app.state.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
         watchdog = asyncio.create_task(watch(service))
         gc.collect()
         gc.freeze()  # what is loaded by now stays: it need not be looked through again and again
@@ -90,6 +94,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         service.draining = True
         watchdog.cancel()
         await asyncio.wait([watchdog])
+        app.state.decoders.shutdown(wait=False, cancel_futures=True)
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
             logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)
 
@@ -105,6 +110,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         RequestMiddleware,
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
+        bodies=Bodies(settings.max_bodies_bytes),
         body_seconds=settings.body_seconds,
         api_keys=settings.api_keys,
     )

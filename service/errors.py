@@ -16,6 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 CLIENT_GONE = 499  # never sent: there is nobody to send it to; it names the outcome in the metrics
+# Of every answer: what is sent is never to be guessed at, framed, or named to another site.
+SECURITY_HEADERS = (
+    ("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"),
+)  # fmt: skip
 
 
 class Problem(HTTPException):

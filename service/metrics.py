@@ -31,6 +31,7 @@ class Metrics:
         self.request_seconds = Histogram(
             "ddaebm_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
+        self.connections = Gauge("ddaebm_http_connections", "Open connections.", registry=registry)
         self.queue_images = Gauge("ddaebm_queue_images", "Images waiting for inference.", registry=registry)
         self.queue_limit = Gauge(
             "ddaebm_queue_limit_images", "Images that may wait before requests are refused.", registry=registry

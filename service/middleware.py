@@ -15,13 +15,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth import PROBES, PUBLIC, check_key
-from service.errors import CLIENT_GONE, Problem, problem_response
+from service.bodies import SMALL_BODY, Bodies, Body
+from service.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
 from service.logs import access, log_request
 from service.metrics import Metrics
 
 logger = logging.getLogger("ddaebm")
 
-_SMALL_BODY = 64 * 2**10  # JSON that is parsed on the event loop; 1,024 seeds take a third of it
 _LARGE_BODIES = re.compile(r"/v1/scores|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Of requests that bring no id. Random numbers anew for each would be a call of the system, at which other threads take
@@ -31,13 +31,14 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestMiddleware:
-    """Sets `request.state.request_id` and `.timings` (stage -> seconds, sent as Server-Timing)."""
+    """Sets `request.state.request_id`, `.timings` (stage -> seconds, sent as Server-Timing) and `.body`."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, body_seconds: float, api_keys: Sequence[str]
-    ) -> None:
+        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
+        api_keys: Sequence[str],
+    ) -> None:  # fmt: skip
         self.app, self.metrics, self.api_keys = app, metrics, api_keys
-        self.max_body_bytes, self.body_seconds = max_body_bytes, body_seconds
+        self.max_body_bytes, self.bodies, self.body_seconds = max_body_bytes, bodies, body_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,9 +47,10 @@ class RequestMiddleware:
         began = time.perf_counter()
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}-{next(_COUNT):x}"
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_COUNT):016x}"
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        state["request_id"], state["timings"] = request_id, {}
+        body = Body(self.bodies)
+        state["request_id"], state["timings"], state["body"] = request_id, {}, body
         status = CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -56,7 +58,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 out = MutableHeaders(scope=message)
-                for name, value in _SECURITY:
+                for name, value in SECURITY_HEADERS:
                     out.setdefault(name, value)
                 if scope["path"] != "/docs":  # the one page with scripts
                     out.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
@@ -67,11 +69,11 @@ class RequestMiddleware:
 
         try:
             large = _LARGE_BODIES.fullmatch(scope["path"])
-            limit = self.max_body_bytes if large else min(_SMALL_BODY, self.max_body_bytes)
+            limit = self.max_body_bytes if large else min(SMALL_BODY, self.max_body_bytes)
             if self.api_keys and scope["path"] not in PUBLIC:
                 check_key(headers, self.api_keys)
-            _check_length(headers, limit)
-            await self.app(scope, self._limited(receive, limit), send_with_headers)
+            _check_length(headers, limit, body)
+            await self.app(scope, self._limited(receive, limit, body), send_with_headers)
         except ClientDisconnect:  # while its body was read: counted as what it is, and no fault of ours
             logger.debug("request %s: the client left", request_id)
         except Problem as problem:  # from the two checks; later ones are answered inside the app
@@ -85,6 +87,7 @@ class RequestMiddleware:
             fault = Problem(500, "internal", "the server failed; its log has the request id")
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
+            body.release()
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             seconds = time.perf_counter() - began
@@ -96,16 +99,15 @@ class RequestMiddleware:
                 client = (scope.get("client") or ("-",))[0]
                 log_request(level, client, method, quote(scope["path"]), status, seconds, request_id)
             if status in _REASONS and scope["path"] not in PUBLIC:
-                self.metrics.rejected.labels(_REASONS[status]).inc()
+                self.metrics.rejected.labels("bodies_full" if body.refused else _REASONS[status]).inc()
 
-    def _limited(self, receive: Receive, limit: int) -> Receive:
+    def _limited(self, receive: Receive, limit: int, body: Body) -> Receive:
         """Counts what arrives, for bodies that do not say how long they are, and bounds how long they may take."""
-        received = 0
         complete = False
         deadline = asyncio.get_running_loop().time() + self.body_seconds
 
         async def limited() -> Message:
-            nonlocal received, complete
+            nonlocal complete
             try:
                 async with asyncio.timeout_at(None if complete else deadline):
                     message = await receive()
@@ -114,9 +116,9 @@ class RequestMiddleware:
                     f"the request body did not arrive within {self.body_seconds:g} s; send it faster, or less of it"
                 )
                 raise Problem(408, "slow-body", detail, {"Connection": "close"}) from error
-            received += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if received > limit:
+            body.add(len(message.get("body", b"")))
+            if body.received > limit:
                 raise _too_large(limit)
             return message
 
@@ -128,14 +130,16 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, "body-too-large", detail, {"Connection": "close"})
 
 
-def _check_length(headers: Headers, limit: int) -> None:
+def _check_length(headers: Headers, limit: int, body: Body) -> None:
     length = headers.get("content-length", "0")
-    if length.isdecimal() and int(length[:20]) > limit:
+    if not length.isdecimal():
+        return
+    announced = int(length[:20])  # more digits are too many in any case
+    if announced > limit:
         raise _too_large(limit)
+    body.announce(announced)
 
 
-# What is sent is never to be guessed at, framed, or named to another site.
-_SECURITY = (("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"))
 _REASONS = {
     401: "unauthorized",
     408: "slow_body",

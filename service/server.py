@@ -1,6 +1,8 @@
 """uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0; SIGHUP reloads the bundles."""
 
 import asyncio
+import logging
+import resource
 import signal
 import socket
 import threading
@@ -12,8 +14,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.logs import log_config
+from service.protocol import HttpProtocol
 from service.settings import Settings
 from service.state import Service
+
+logger = logging.getLogger("ddaebm")
 
 
 class Server(uvicorn.Server):
@@ -63,10 +68,11 @@ class Server(uvicorn.Server):
         return getattr(app.state, "service", None) if isinstance(app, FastAPI) else None
 
 
-def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
-    config = uvicorn.Config(
+def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
+        http=HttpProtocol,
+        ws="none",
         host=settings.host,
         port=settings.port,
         server_header=False,
@@ -74,7 +80,23 @@ def serve(app: FastAPI, settings: Settings) -> int:
         access_log=False,  # ours has the request id
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = Server(config)
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's own limit to `count`, or as far as it may: many systems begin with 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = count if hard == unlimited else min(count, hard)
+    if soft != unlimited and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < count:
+        logger.warning("%d files may be open, and connections alone may be %d: raise the limit", wanted, count)
+
+
+def serve(app: FastAPI, settings: Settings) -> int:
+    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
+    allow_open_files(settings.max_connections + 256)
+    server = Server(configure(app, settings))
     try:
         server.run()
     except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why

@@ -1,9 +1,9 @@
 """Settings: a flag beats the environment (`DDAEBM_…`), which beats `.env`, which beats the default."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -33,8 +33,25 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="threads of one inference; 0: the cores, shared among the workers")
     max_batch: int = Field(64, ge=1, description="images in one inference")
     max_queue_images: int = Field(4096, ge=1, description="images waiting before requests are answered 429")
+    max_connections: int = Field(
+        2048, ge=1, description="open connections; one more closes the one that has kept the service waiting longest"
+    )
+    max_pipelined: int = Field(
+        16, ge=1, description="requests waiting on one connection; with one more it is closed after their answers"
+    )
+    max_header_bytes: int = Field(32 * 2**10, ge=256, description="bytes of request line and headers together")
+    max_headers: int = Field(100, ge=1, description="headers of one request")
+    header_seconds: float = Field(10.0, gt=0, description="time that request line and headers may take to arrive")
+    keep_alive_seconds: int = Field(
+        65, ge=1, description="time a connection may be idle between requests; more than the proxy's in front"
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")
+    max_bodies_bytes: int = Field(
+        256 * 2**20, ge=1, description="bytes of all request bodies at once, without the first 64 KiB of each"
+    )
     body_seconds: float = Field(30.0, gt=0, description="time a request body may take to arrive")
+    send_seconds: float = Field(30.0, gt=0, description="time a client may take to take what is sent to it")
+    decode_threads: int = Field(2, ge=1, description="threads that parse and decode what is sent")
     max_files: int = Field(256, ge=1, description="images of one scoring request")
     max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one image sent, checked before decoding")
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")
@@ -51,6 +68,14 @@ class Settings(BaseSettings):
             if "" in names:
                 raise ValueError("one of the values is empty; separate several by single commas")
         return names
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Self:
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_bodies_bytes, {self.max_bodies_bytes}, must be at least max_body_bytes, {self.max_body_bytes}"
+            )
+        return self
 
     @field_validator("bundle")
     @classmethod

@@ -4,8 +4,9 @@ import asyncio
 import base64
 import binascii
 import io
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -18,6 +19,9 @@ from service.errors import Problem, from_validation
 from service.media import FORM, JSON, NPY, media_type_of
 from service.schemas import ScoreRequest
 from service.settings import Settings
+from service.state import Deadline
+
+T = TypeVar("T")
 
 _FIELD = "images"
 _BINARY = {"type": "string", "format": "binary"}
@@ -38,11 +42,36 @@ REQUEST_BODY: dict[str, Any] = {
 }
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Entry]:
-    """The images of the body, undecoded, at least one; an image that is no base64 is an entry's error.
+async def decoding(request: Request, deadline: Deadline, function: Callable[[], T]) -> T:
+    """What `function` returns, called on one of the few threads that uploads have.
 
     Raises:
-        Problem: 415 another media type, 413 too many images or pixels, 400 malformed, 422 nothing to score.
+        Problem: 504, the deadline passed. A call under way goes on; `function` should look at the deadline as well.
+    """
+    call = asyncio.get_running_loop().run_in_executor(request.app.state.decoders, function)
+    try:
+        return await asyncio.wait_for(call, deadline.left())
+    except TimeoutError as error:
+        raise deadline.problem() from error
+
+
+async def read_body(request: Request) -> bytes:
+    """All of it, without the second copy that Starlette makes and keeps."""
+    buffer = io.BytesIO()
+    async for chunk in request.stream():
+        buffer.write(chunk)
+    return buffer.getvalue()
+
+
+async def read_uploads(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    """The images of the body, undecoded, at least one; an image that is no base64 is an entry's error.
+
+    They are read as they are asked for, once, while `stack` is open.
+
+    Raises:
+        Problem: 415 another media type, 413 too many images or pixels, 400 malformed, 422 nothing to score, 504.
     """
     media_type = media_type_of(request)
     read = _READERS.get("image/*" if media_type.startswith("image/") else media_type)
@@ -50,39 +79,41 @@ async def read_uploads(request: Request, settings: Settings) -> list[Entry]:
         raise Problem(
             415, "unsupported-media-type", f"send {FORM} with files named {_FIELD}, {JSON}, one image/* body, or {NPY}"
         )
-    return await read(request, settings)
+    return await read(request, settings, deadline, stack)
 
 
-async def _read_form(request: Request, settings: Settings) -> list[Entry]:
+async def _read_form(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
     limit = settings.max_files
     try:
-        async with request.form(max_files=limit, max_fields=16) as form:
-            parts = form.multi_items()
-            for name, part in parts:
-                if name != _FIELD or not isinstance(part, UploadFile):
-                    raise Problem(
-                        422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)"
-                    )
-            entries = [
-                Entry(_printable(part.filename), await part.read()) for _, part in parts if isinstance(part, UploadFile)
-            ]
+        form = await stack.enter_async_context(request.form(max_files=limit, max_fields=16))
     except HTTPException as error:  # Starlette tells its reasons apart by text alone
         if str(error.detail).startswith("Too many files"):
             raise _too_many(limit) from error
         raise
     except (UnicodeError, LookupError, ValueError) as error:  # a charset that the client made up
         raise Problem(400, "malformed-form", "the form cannot be decoded; leave its charset out") from error
-    if not entries:
+    parts = form.multi_items()
+    files = [part for name, part in parts if name == _FIELD and isinstance(part, UploadFile)]
+    if len(files) < len(parts):
+        raise Problem(422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)")
+    if not files:
         raise Problem(422, "invalid-request", f"no file named {_FIELD} (curl -F {_FIELD}=@FILE)")
-    return entries
+    return (Entry(_printable(part.filename), part.file.read()) for part in files)
 
 
 def _printable(name: str | None) -> str:
     return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
 
 
-async def _read_json(request: Request, settings: Settings) -> list[Entry]:
-    def parse(body: bytes) -> list[Entry]:
+async def _read_json(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    bodies = [await read_body(request)]
+
+    def parse() -> list[str]:
+        body = bodies.pop()  # which ends with this call
         # Base64 has no commas and a data: URL has one, so that more of them are more values than will be taken:
         # known before millions of values are made of them.
         if body.count(b",") > 2 * settings.max_files + 16:
@@ -94,9 +125,10 @@ async def _read_json(request: Request, settings: Settings) -> list[Entry]:
             raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
         if len(sent.images) > settings.max_files:
             raise _too_many(settings.max_files)
-        return [_from_base64(str(i), text) for i, text in enumerate(sent.images)]
+        return sent.images
 
-    return await asyncio.to_thread(parse, await request.body())
+    images = await decoding(request, deadline, parse)
+    return (_from_base64(str(i), text) for i, text in enumerate(images))
 
 
 def _from_base64(name: str, text: str) -> Entry:
@@ -109,12 +141,15 @@ def _from_base64(name: str, text: str) -> Entry:
         return Entry(name, ImageFormatError("not base64; send the bytes of an image file in standard base64"))
 
 
-async def _read_image(request: Request, settings: Settings) -> list[Entry]:
-    return [Entry("0", await request.body())]
+async def _read_image(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    return [Entry("0", await read_body(request))]
 
 
-async def _read_npy(request: Request, settings: Settings) -> list[Entry]:
-    return await asyncio.to_thread(_parse_npy, io.BytesIO(await request.body()), settings)
+async def _read_npy(request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack) -> Iterable[Entry]:
+    body = io.BytesIO(await read_body(request))
+    return await decoding(request, deadline, lambda: _parse_npy(body, settings))
 
 
 def _parse_npy(handle: io.BytesIO, settings: Settings) -> list[Entry]:
@@ -139,6 +174,6 @@ def _too_many(limit: int) -> Problem:
     return Problem(413, "too-many-images", f"more than {limit} images; send fewer at once")
 
 
-_READERS: dict[str, Callable[[Request, Settings], Awaitable[list[Entry]]]] = {
+_READERS: dict[str, Callable[[Request, Settings, Deadline, AsyncExitStack], Awaitable[Iterable[Entry]]]] = {
     FORM: _read_form, JSON: _read_json, "image/*": _read_image, NPY: _read_npy,
 }  # fmt: skip

@@ -70,6 +70,7 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
     return Response(content, media_type=media_type)
 
 
+@router.head("/v1/samples/{seed}.png", response_class=Response, include_in_schema=False)
 @router.get("/v1/samples/{seed}.png", response_class=Response, responses={200: {"content": {PNG: BINARY}}, 304: {}})
 async def get_sample(
     request: Request,
@@ -92,6 +93,10 @@ async def get_sample(
     headers = {"ETag": etag, "Cache-Control": _FOR_EVER if digest else "no-cache"}
     if {"*", etag, etag.removeprefix("W/")} & {tag.strip() for tag in if_none_match.split(",")}:
         return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":  # nothing is computed, and so the length is not known
+        response = Response(headers=headers, media_type=PNG)
+        del response.headers["content-length"]
+        return response
     (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
     content = await _encode(_to_png, Drawn(engine, np.array([int(seed)]), images))

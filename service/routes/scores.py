@@ -3,6 +3,9 @@
 import asyncio
 import base64
 import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +23,7 @@ from service.errors import Problem
 from service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
 from service.settings import Settings
 from service.state import Deadline, Shared
-from service.uploads import REQUEST_BODY, read_uploads
+from service.uploads import REQUEST_BODY, decoding, read_uploads
 
 router = APIRouter(tags=["scores"])
 
@@ -41,11 +44,14 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
             detail = f"{name}: {rate:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
             raise Problem(422, f"{name}-too-small", detail)
     deadline = service.deadline(request)
-    entries = await read_uploads(request, service.settings)
-
-    began = time.perf_counter()
-    uploads = await asyncio.to_thread(decode_all, entries, engine.contract, service.settings, deadline)
-    request.state.timings["decode"] = time.perf_counter() - began
+    async with AsyncExitStack() as stack:
+        entries = await read_uploads(request, service.settings, deadline, stack)
+        began = time.perf_counter()
+        decode = partial(decode_all, entries, engine.contract, service.settings, deadline)
+        uploads = await decoding(request, deadline, decode)
+        request.state.timings["decode"] = time.perf_counter() - began
+    del entries, decode
+    request.state.body.release()
     readable = [item.pixels for _, item in uploads if isinstance(item, Decoded)]
     if not readable:
         first = next(item for _, item in uploads if isinstance(item, ImageProblem))
@@ -61,7 +67,7 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
     return response
 
 
-def decode_all(entries: list[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Upload]:
+def decode_all(entries: Iterable[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Upload]:
     """Every entry by name, decoded or with what is wrong with it. Headers are checked before pixels are decoded.
 
     Raises:

@@ -20,6 +20,7 @@ from service.errors import Problem
 from service.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
 from service.schemas import MAX_SAMPLES
 from service.state import InferStatistics, Service, Shared
+from service.uploads import decoding, read_body
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
@@ -159,7 +160,7 @@ async def infer(name: str, request: Request, service: Shared, version: str = VER
 
 async def _infer(model: V2Model, version: str, request: Request, service: Service) -> Response:
     deadline = service.deadline(request)
-    body = await request.body()
+    body = await read_body(request)
     encoding = request.headers.get("content-encoding", "").strip().lower()
     length = request.headers.get(HEADER_LENGTH)
 
@@ -167,7 +168,7 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
         plain = inflate(body, encoding, service.settings.max_body_bytes)
         return parse_request(plain, length, model.input, model.outputs, model.most)
 
-    asked = await asyncio.to_thread(read)
+    asked = await decoding(request, deadline, read)
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)
     request.state.low = asked.low

@@ -1,11 +1,13 @@
 """uvicorn's signals: a drain is announced before it begins."""
 
+import resource
 import signal
 
+import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from service.server import Server
+from service.server import Server, allow_open_files
 from tests.service.conftest import check_problem
 
 
@@ -31,3 +33,21 @@ def test_signals_are_handled_while_serving_and_given_back_after(client: TestClie
     with server.capture_signals():
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == server.on_signal
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "set_to"),
+    [(1024, 4096, 2000, (2000, 4096)), (1024, 1500, 2000, (1500, 1500)), (4096, 4096, 2000, None),
+     (1024, resource.RLIM_INFINITY, 2000, (2000, resource.RLIM_INFINITY)),
+     (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 2000, None)],
+)  # fmt: skip
+def test_as_many_files_may_be_open_as_there_may_be_connections(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, set_to: tuple[int, int] | None
+) -> None:
+    calls, warnings = list[tuple[int, int]](), list[str]()
+    monkeypatch.setattr("service.server.logger.warning", lambda text, *args: warnings.append(text % args))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (soft, hard))
+    monkeypatch.setattr("resource.setrlimit", lambda which, limits: calls.append(limits))
+    allow_open_files(wanted)
+    assert calls == ([set_to] if set_to else [])
+    assert ["raise the limit" in text for text in warnings] == ([True] if hard == 1500 else [])

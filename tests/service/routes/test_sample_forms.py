@@ -91,6 +91,20 @@ def test_get_gives_the_image_of_a_seed(client: TestClient) -> None:
     assert metric(client, "ddaebm_images_sampled_total", model="fake") == 2
 
 
+def test_head_says_what_get_would_and_computes_nothing(client: TestClient, engine: FakeEngine) -> None:
+    got = client.get("/v1/samples/9.png").headers
+    engine.calls.clear()
+    for path, status in (("9.png", 200), ("9.png?digest=0f", 404), ("x.png", 422)):
+        assert client.head(f"/v1/samples/{path}").status_code == status
+    head = client.head("/v1/samples/9.png").headers
+    assert {name: head[name] for name in ("etag", "cache-control", "content-type")} == {
+        name: got[name] for name in ("etag", "cache-control", "content-type")
+    }
+    assert "content-length" not in head
+    assert client.head("/v1/samples/9.png", headers={"if-none-match": head["etag"]}).status_code == 304
+    assert not engine.calls
+
+
 def test_get_with_the_digest_may_be_kept_for_ever(client: TestClient) -> None:
     response = client.get("/v1/samples/9.png", params={"digest": FakeEngine.digest})
     assert "immutable" in response.headers["cache-control"]
