@@ -1,0 +1,128 @@
+"""Clients that leave while they wait: what nobody waits for is not computed, and nothing of it stays behind."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from service.settings import Settings
+from tests.stress.conftest import STAND_IN, client_of, count, process_of, running
+from tests.stress.load import Client, hang_up, request_bytes, until
+
+Record = Callable[[str, object], None]
+
+LEAVERS = count(50, 1000)
+STAYERS = 4
+IMAGES = count(8, 4)  # of a request: as many requests as still fit the queue
+BATCH = Settings.model_fields["max_batch"].default
+SECONDS_PER_IMAGE = "0.01"
+
+
+@dataclass
+class Outcome:
+    """Images unless it says otherwise."""
+
+    asked: int
+    computed_before: int  # the clients left
+    computed: int
+    answered: list[int]  # a client that stayed
+    gone: float  # requests that ended because the client had left
+    seconds_to_empty: float  # from leaving to an empty queue
+    descriptors: tuple[int, int]  # before and after
+    dropped: float | None  # by the service's own count; None where it has none
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
+    with running(tmp_path_factory.mktemp("leave"), STAND_IN[0], SECONDS_PER_IMAGE) as service:
+
+        async def main() -> Outcome:
+            async with client_of(service) as client:
+                return await leave(client, process_of(service))
+
+        yield asyncio.run(main())
+
+
+async def leave(client: Client, process: psutil.Process) -> Outcome:
+    await client.get("/metrics")
+    descriptors = process.num_fds()
+    asked = (LEAVERS + STAYERS) * IMAGES
+
+    async def computed() -> int:
+        try:
+            return round(await client.metric("ddaebm_batch_images_sum"))
+        except KeyError:  # none yet
+            return 0
+
+    async def all_are_there() -> bool:
+        waiting = await client.metric("ddaebm_queue_images")
+        return waiting + await computed() >= asked - BATCH
+
+    async def stay() -> int:
+        async with Client(client.host, client.port) as stayer:
+            answer = await stayer.post("/v1/samples", {"n": IMAGES})
+        assert answer.status == 200
+        return len(answer.json()["images"])
+
+    writers = [await ask_without_waiting(client) for _ in range(LEAVERS)]
+    stayers = [asyncio.ensure_future(stay()) for _ in range(STAYERS)]
+    await until(all_are_there)
+    computed_before = await computed()
+    for writer in writers[::2]:  # one half is cut off, the other hangs up
+        writer.transport.abort()
+    for writer in writers:
+        await hang_up(writer)
+
+    async def empty() -> bool:
+        return not await client.metric("ddaebm_queue_images")
+
+    seconds_to_empty = await until(empty)
+    answered = list(await asyncio.gather(*stayers))
+    gone = await client.metric("ddaebm_http_requests_total", status="499")
+    try:
+        dropped = await client.metric("ddaebm_images_dropped_total", reason="client-gone")
+    except KeyError:
+        dropped = None
+    done = await computed()
+
+    async def closed() -> bool:
+        return process.num_fds() <= descriptors
+
+    await until(closed)
+    return Outcome(
+        asked, computed_before, done, answered, gone, seconds_to_empty, (descriptors, process.num_fds()), dropped
+    )
+
+
+async def ask_without_waiting(client: Client) -> asyncio.StreamWriter:
+    _, writer = await asyncio.open_connection(client.host, client.port)
+    body = json.dumps({"n": IMAGES}).encode()
+    writer.write(request_bytes("POST", "/v1/samples", body, content_type="application/json"))
+    return writer
+
+
+def test_what_nobody_waits_for_is_not_computed(outcome: Outcome, record_property: Record) -> None:
+    record_property("clients", LEAVERS)
+    record_property("images_asked", outcome.asked)
+    record_property("computed_before_they_left", outcome.computed_before)
+    record_property("computed", outcome.computed)
+    record_property("queue_empty_after_s", round(outcome.seconds_to_empty, 2))
+    assert outcome.gone == LEAVERS
+    assert outcome.answered == [IMAGES] * STAYERS
+    assert outcome.computed < 0.5 * outcome.asked
+
+
+def test_their_file_descriptors_are_closed(outcome: Outcome, record_property: Record) -> None:
+    before, after = outcome.descriptors
+    record_property("before", before)
+    record_property("after", after)
+    assert after <= before
+
+
+@pytest.mark.xfail(strict=True, reason="there is no ddaebm_images_dropped_total yet")
+def test_a_counter_says_how_many_images_were_not_computed(outcome: Outcome, record_property: Record) -> None:
+    record_property("dropped", outcome.dropped)
+    assert outcome.dropped == outcome.asked - outcome.computed
