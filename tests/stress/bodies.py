@@ -1,4 +1,4 @@
-"""Bodies of POST /v1/scores: real ones in every form, and what hypothesis makes of them by damaging their bytes."""
+"""Images to be scored in every form that is taken, and what hypothesis makes of them by damaging their bytes."""
 
 import base64
 import io
@@ -14,11 +14,13 @@ BOUNDARY = "ddaebm"
 
 
 class Body(NamedTuple):
-    content_type: str
     content: bytes
+    content_type: str
+    path: str = "/v1/scores"
+    json_length: int | None = None  # of the Open Inference Protocol
 
 
-def _save(image: Image.Image, kind: str, **options: object) -> bytes:
+def save(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -34,16 +36,16 @@ def _images() -> list[bytes]:
     exif[0x0112] = 6
     frames = {"save_all": True, "append_images": [grey, rgb]}
     return [
-        *(_save(image, "PNG") for image in (rgb, rgba, grey, palette, deep, grey.convert("1"), rgba.convert("LA"))),
-        _save(rgb, "PNG", exif=exif), _save(rgb, "PNG", **frames),
-        *(_save(image, "JPEG") for image in (rgb, grey, rgb.convert("CMYK"))),
-        _save(rgb, "JPEG", progressive=True, exif=exif), _save(rgb, "JPEG", subsampling=2, icc_profile=b"x" * 200),
-        _save(rgb, "WEBP"), _save(rgba, "WEBP", lossless=True, exif=exif), _save(rgb, "WEBP", **frames),
-        *(_save(image, "BMP") for image in (rgb, grey, palette, grey.convert("1"))),
-        _save(palette, "GIF"), _save(rgb, "GIF", **frames),
-        *(_save(image, "TIFF") for image in (rgb, rgba, grey, palette, deep, rgb.convert("CMYK"), grey.convert("F"))),
-        *(_save(rgb, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
-        _save(grey.convert("1"), "TIFF", compression="group4"), _save(rgb, "TIFF", **frames),
+        *(save(image, "PNG") for image in (rgb, rgba, grey, palette, deep, grey.convert("1"), rgba.convert("LA"))),
+        save(rgb, "PNG", exif=exif), save(rgb, "PNG", **frames),
+        *(save(image, "JPEG") for image in (rgb, grey, rgb.convert("CMYK"))),
+        save(rgb, "JPEG", progressive=True, exif=exif), save(rgb, "JPEG", subsampling=2, icc_profile=b"x" * 200),
+        save(rgb, "WEBP"), save(rgba, "WEBP", lossless=True, exif=exif), save(rgb, "WEBP", **frames),
+        *(save(image, "BMP") for image in (rgb, grey, palette, grey.convert("1"))),
+        save(palette, "GIF"), save(rgb, "GIF", **frames),
+        *(save(image, "TIFF") for image in (rgb, rgba, grey, palette, deep, rgb.convert("CMYK"), grey.convert("F"))),
+        *(save(rgb, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
+        save(grey.convert("1"), "TIFF", compression="group4"), save(rgb, "TIFF", **frames),
     ]  # fmt: skip
 
 
@@ -58,22 +60,37 @@ def _arrays() -> list[bytes]:
     return written
 
 
-def _raw(image: bytes) -> Body:
-    return Body("image/png", image)  # the format is found by its bytes
+def as_raw(image: bytes) -> Body:
+    return Body(image, "image/png")  # the format is found by its bytes
 
 
-def _json(image: bytes) -> Body:
+def as_json(image: bytes) -> Body:
     texts = [base64.b64encode(data).decode() for data in (image, IMAGES[0])]
-    return Body("application/json", json.dumps({"images": [texts[0], "data:image/png;base64," + texts[1]]}).encode())
+    return Body(json.dumps({"images": [texts[0], "data:image/png;base64," + texts[1]]}).encode(), "application/json")
 
 
-def _form(image: bytes) -> Body:
+def as_form(image: bytes) -> Body:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n'.encode()
     parts = [head + b"Content-Type: image/png\r\n\r\n" + data + b"\r\n" for data in (image, IMAGES[0])]
-    return Body(f"multipart/form-data; boundary={BOUNDARY}", b"".join(parts) + f"--{BOUNDARY}--\r\n".encode())
+    return Body(b"".join(parts) + f"--{BOUNDARY}--\r\n".encode(), f"multipart/form-data; boundary={BOUNDARY}")
 
 
-IMAGES, ARRAYS = _images(), _arrays()
+def _tensors() -> list[Body]:
+    """The same two images of the stand-in's size as JSON, and as bytes behind JSON."""
+    images = np.arange(96, dtype=np.uint8)
+    entry = {"name": "images", "datatype": "UINT8", "shape": [2, 8, 6, 1]}
+    plain = json.dumps({"inputs": [entry | {"data": images.tolist()}]}).encode()
+    head = json.dumps({"inputs": [entry | {"parameters": {"binary_data_size": 96}}]}).encode()
+    path = "/v2/models/stand-in-scorer/infer"
+    return [
+        Body(plain, "application/json", path),
+        Body(head + images.tobytes(), "application/octet-stream", path, len(head)),
+    ]
+
+
+IMAGES = _images()
+ARRAYS = [Body(data, "application/x-npy") for data in _arrays()]
+TENSORS = _tensors()
 
 # Bytes that sizes, offsets and counts are most often wrong by.
 _TELLING = [b"\x00", b"\xff", b"\x7f", b"\x80", b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f",
@@ -120,7 +137,7 @@ def _apply(data: bytes, edits: list[tuple[Callable[[bytes, int, bytes], bytes], 
 # Damaged inside a form that is whole, and the whole form damaged.
 _damaged_image = st.builds(_apply, st.sampled_from(IMAGES), _EDITS)
 _whole = st.one_of(
-    st.builds(lambda wrap, image: wrap(image), st.sampled_from([_raw, _raw, _json, _form]), _damaged_image),
-    st.builds(Body, st.just("application/x-npy"), st.sampled_from(ARRAYS)),
+    st.builds(lambda wrap, image: wrap(image), st.sampled_from([as_raw, as_raw, as_json, as_form]), _damaged_image),
+    st.sampled_from(ARRAYS + TENSORS),
 )
 damaged = st.builds(lambda body, edits: body._replace(content=_apply(body.content, edits)), _whole, _EDITS)

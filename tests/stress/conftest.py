@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 import ddaebm
+from model.files import write_file
 from tests.e2e.conftest import PATIENCE, Running, environment
 from tests.stress.load import Client
 
@@ -100,7 +101,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     out = config.rootpath / "runs" / "stress.json"
     out.parent.mkdir(exist_ok=True)
     machine = {"cores": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()}
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps({"scale": STRESS, "machine": machine, "tests": rows}, indent=1) + "\n")
-    partial.replace(out)
+    write_file(out, json.dumps({"scale": STRESS, "machine": machine, "tests": rows}, indent=1).encode())
     terminalreporter.write_line(f"written to {out}")

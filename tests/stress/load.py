@@ -79,6 +79,10 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Connections that are not in use; a later request opens another one."""
         while self._idle:
             await hang_up(self._idle.pop()[2])
 
