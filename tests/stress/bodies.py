@@ -94,8 +94,8 @@ TENSORS = _tensors()
 
 # Bytes that sizes, offsets and counts are most often wrong by.
 _TELLING = [b"\x00", b"\xff", b"\x7f", b"\x80", b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f",
-            b"\x80\x00\x00\x00", b"\x01\x00\x00\x00", b"\xff\xda", b"\xff\xd8", b"IDAT", b"\r\n\r\n", b"--" + BOUNDARY.encode(),
-            b'"', b"}", b"999999999"]  # fmt: skip
+            b"\x80\x00\x00\x00", b"\x01\x00\x00\x00", b"\xff\xda", b"\xff\xd8", b"IDAT", b"\r\n\r\n",
+            b"--" + BOUNDARY.encode(), b'"', b"}", b"999999999"]  # fmt: skip
 _CHUNK = st.one_of(st.sampled_from(_TELLING), st.binary(min_size=1, max_size=8))
 _PLACE = st.one_of(st.integers(0, 64), st.integers(0, 2**16))  # headers are at the start
 

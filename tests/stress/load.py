@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass
 class Client:
-    """Requests to one server, over connections that are kept alive; as many at once as are asked for. A context manager.
+    """Requests to one server, over connections that are kept alive; as many at once as are asked for.
 
     What is not answered raises: OSError a connection refused or reset, EOFError one that was closed before an answer,
     TornAnswerError within it.

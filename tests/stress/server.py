@@ -21,7 +21,9 @@ from service.state import Service
 from tests.service.conftest import FakeEngine
 
 POISON = 4_815_162_342  # this seed kills the inference thread; no test comes upon it by chance
-NOTICED_AFTER = 1.0  # seconds that the first death stays unnoticed, so that clients can see what readiness says meanwhile
+NOTICED_AFTER = (
+    1.0  # seconds that the first death stays unnoticed, so that clients can see what readiness says meanwhile
+)
 
 
 class StandIn(FakeEngine):

@@ -62,10 +62,9 @@ async def overload(client: Client, process: psutil.Process, record: Record) -> N
     watching = asyncio.ensure_future(watch_memory())
     answers = await open_loop(sampling(client), 10 * capacity / IMAGES, seconds)
     watching.cancel()
-    for again in range(1, 5):  # the load has ended and what it left is answered
-        speed = await images_per_second(client, 0.5)
-        if speed > 0.7 * capacity:
-            break
+    windows = [await images_per_second(client, 0.5)]  # from when the last of the load is answered
+    while windows[-1] < 0.7 * capacity and len(windows) < 4:
+        windows.append(await images_per_second(client, 0.5))
 
     statuses = Counter(answer.status for answer in answers)
     accepted = [answer.seconds for answer in answers if answer.status == 200]
@@ -75,15 +74,15 @@ async def overload(client: Client, process: psutil.Process, record: Record) -> N
     record("accepted_p99_s", round(float(np.percentile(accepted, 99)), 2))
     record("refused_p99_s", round(float(np.percentile(refused, 99)), 3))
     record("images_per_second_before", round(capacity))
-    record("images_per_second_after", round(speed))
-    record("full_speed_after_s", again * 0.5)
+    record("images_per_second_after", round(windows[-1]))
+    record("full_speed_after_s", 0.5 * len(windows))
     record("rss_mib_end", round(memory[-1], 1))
     record("rss_growth_mib_second_half", round(growth := memory[-1] - memory[len(memory) // 2], 1))
     assert statuses.keys() == {200, 429}
     assert np.percentile(accepted, 99) < DEADLINE
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status == 429)
     assert len(accepted) * IMAGES > 0.5 * capacity * seconds  # refusing leaves time for work
-    assert speed > 0.7 * capacity
+    assert windows[-1] > 0.7 * capacity
     assert growth < 16
 
 
@@ -101,6 +100,7 @@ async def overload(client: Client, process: psutil.Process, record: Record) -> N
 )
 def test_who_waits_for_as_long_as_told_is_accepted(service: Running, times: int, record_property: Record) -> None:
     """A burst of `times` the queue. Under a load that goes on nobody's place could be promised."""
+
     async def main() -> tuple[list[bool], list[int]]:
         async with client_of(service) as client:
             return await burst(client, times * math.ceil(QUEUE / IMAGES))
