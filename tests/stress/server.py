@@ -7,6 +7,7 @@ It waits in place of computing, so that the load of a test depends little on wha
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from service.state import Service
 from tests.service.conftest import FakeEngine
 
 POISON = 4_815_162_342  # this seed kills the inference thread; no test comes upon it by chance
+HOLD = "hold"  # no call ends while there is a file of this name in the working directory
 NOTICED_AFTER = (
     1.0  # seconds that the first death stays unnoticed, so that clients can see what readiness says meanwhile
 )
@@ -41,6 +43,8 @@ class StandIn(FakeEngine):
     def _enter(self, operation: str, rows: int) -> None:
         self.calls = [(operation, rows)]
         time.sleep(rows * self.seconds)
+        while Path(HOLD).exists():
+            time.sleep(0.01)
 
 
 def notice_late() -> None:
