@@ -29,6 +29,11 @@ train-demo: $(VENV)/.everything
 	$(BIN)/ddaebm train debug --out runs/debug
 	$(BIN)/ddaebm export runs/debug --out runs/debug-bundle
 
+# The fault tests in full; STRESS=0.1 is near a tenth of that, ARGS="-k soak" one of them (docs/stress.md).
+STRESS ?= 1
+stress: $(VENV)/.everything
+	STRESS=$(STRESS) $(BIN)/python -m pytest tests/stress $(ARGS)
+
 docker-test:
 	PYTHON=$(PYTHON) docker/test.sh
 

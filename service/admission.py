@@ -1,21 +1,20 @@
 """Which work is taken in, and when the rest should come again.
 
 A request is refused where the queue has no room, or where it could not be done in its time. What it is told, as
-`Retry-After`, is meant: each refused request gets a later turn than the one before, at the pace of the device, and room
-is kept for those whose turn has come. A caller is known again by its request id or its connection. Where few come back,
-fewer turns are kept.
+`Retry-After`, is meant: each refused request gets a later turn than the one before, at the pace of the device, and who
+comes at his turn finds room of which nobody else gets any. A caller is known again by its request id or its connection.
+The fewer come, the more turns are given.
 """
 
 import heapq
 import itertools
 import math
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.scheduling import Operation
 
-_EARLY, _LATE = 1.0, 2.0  # seconds around its turn in which a caller finds room: Retry-After is whole seconds
+_EARLY, _LATE = 0.1, 2.0  # seconds around its turn in which a caller finds room
 _MOST_PROMISES = 10_000
 _LONGEST = 600.0  # seconds; further away nothing is promised
 
@@ -64,32 +63,33 @@ class Cost:
 @dataclass(eq=False)
 class _Promise:
     due: float
-    rows: int
     callers: Sequence[str]
-    reserved: bool = False
-    settled: bool = False
 
 
 class Promises:
-    """Who was told to come again, and when."""
+    """Who was told to come again, and when.
 
-    def __init__(self) -> None:
-        self.reserved = 0  # rows of those whose turn it is
-        self.returning = 1.0  # share of them that come, lately
+    Args:
+        at_once: rows that may come within a second, since all who are told the same one may come at its beginning.
+    """
+
+    def __init__(self, at_once: float = math.inf) -> None:
+        self.at_once = at_once
+        self.returning = 1.0  # share of those told that come, lately
         self._next = 0.0  # turn of the next one
         self._of: dict[str, _Promise] = {}
-        self._coming: list[tuple[float, int, _Promise]] = []  # a heap by turn
-        self._due: deque[_Promise] = deque()  # in the order of their turns
+        self._turns: list[tuple[float, int, _Promise]] = []  # a heap, of those too that are settled
         self._count = itertools.count()
+        self._rows: dict[int, int] = {}  # promised, by the second
 
     def __len__(self) -> int:
-        return len(self._coming) + len(self._due)
+        return len(self._turns)
 
     def claim(self, callers: Sequence[str], now: float) -> bool:
-        """Whether the turn of one of `callers` has come; it has no other."""
-        self._advance(now)
+        """Whether it is the turn of one of `callers`, who has no other."""
+        self._expire(now)
         for promise in filter(None, map(self._of.get, callers)):
-            if promise.reserved:
+            if promise.due <= now + _EARLY:
                 self._settle(promise)
                 self.returning += 0.05 * (1 - self.returning)
                 return True
@@ -101,43 +101,42 @@ class Promises:
             self._settle(old)  # came too early, and is refused again
         self._next = max(self._next, soonest)
         wait = max(1, math.ceil(self._next - now))
-        self._next += seconds * self.returning
+        while (there := self._rows.get(int(now + wait), 0)) and there + rows > self.at_once:
+            wait += 1
+        self._next = max(self._next, now + wait - 1) + seconds * self.returning
         if callers and wait <= _LONGEST and len(self) < _MOST_PROMISES:
-            promise = _Promise(now + wait, rows, callers)
+            promise = _Promise(now + wait, callers)
+            self._rows[int(promise.due)] = there + rows
             self._of.update(dict.fromkeys(callers, promise))
-            heapq.heappush(self._coming, (promise.due, next(self._count), promise))
+            heapq.heappush(self._turns, (promise.due, next(self._count), promise))
         return wait
 
-    def _advance(self, now: float) -> None:
-        while self._coming and self._coming[0][0] <= now + _EARLY:
-            _, _, promise = heapq.heappop(self._coming)
-            if not promise.settled:
-                promise.reserved = True
-                self.reserved += promise.rows
-                self._due.append(promise)
-        while self._due and (self._due[0].settled or self._due[0].due < now - _LATE):
-            promise = self._due.popleft()
-            if not promise.settled:
-                self._settle(promise)
+    def _expire(self, now: float) -> None:
+        for second in [second for second in self._rows if second < now - 1]:
+            del self._rows[second]
+        while self._turns and self._turns[0][0] < now - _LATE:
+            _, _, promise = heapq.heappop(self._turns)
+            if self._settle(promise):
                 self.returning -= 0.05 * self.returning
 
-    def _settle(self, promise: _Promise) -> None:
-        promise.settled = True
-        if promise.reserved:
-            promise.reserved = False
-            self.reserved -= promise.rows
-        for caller in promise.callers:
-            if self._of.get(caller) is promise:
-                del self._of[caller]
+    def _settle(self, promise: _Promise) -> bool:
+        """Whether it was still open."""
+        mine = [caller for caller in promise.callers if self._of.get(caller) is promise]
+        for caller in mine:
+            del self._of[caller]
+        return bool(mine)
 
 
 class Admission:
-    """The rule for a queue of `max_queue` rows that `workers` threads empty in batches of `max_batch`."""
+    """The rule for a queue of `max_queue` rows that `workers` threads empty in batches of `max_batch`.
+
+    Who comes at his turn is let in with as many rows again in the queue.
+    """
 
     def __init__(self, max_queue: int, max_batch: int, workers: int) -> None:
         self.max_queue, self.max_batch, self.workers = max_queue, max_batch, workers
         self.costs: dict[Operation, Cost] = {}
-        self.promises = Promises()
+        self.promises = Promises(at_once=max_queue / 2)  # those of two seconds may fall together
 
     def keep(self, operations: Collection[Operation]) -> None:
         """Forget what others cost: a model that was unloaded must not be held."""
@@ -164,8 +163,7 @@ class Admission:
         promised = self.promises.claim(callers, now)
         queued, mine = sum(waiting.values()), self.seconds({operation: rows})
         backlog = self.seconds(waiting)
-        kept = 0 if promised else math.ceil(self.promises.reserved * self.promises.returning)
-        short = queued + kept + rows - self.max_queue  # rows
+        short = queued + rows - self.max_queue * (2 if promised else 1)  # rows
         late = backlog + mine - allowed  # seconds
         if queued and short > 0:  # a queue that is empty takes anything that it can hold
             soonest = now + backlog * min(1.0, short / queued)

@@ -1,6 +1,7 @@
 """What the routes share: the engines, the inference thread, and how a request's work is run on it."""
 
 import asyncio
+import ctypes
 import logging
 import math
 import re
@@ -73,6 +74,7 @@ class Service:
                 self.metrics.reloads.labels("failed").inc()
                 return
             self.serve(engines)
+            await asyncio.to_thread(give_memory_back)
             self.metrics.reloads.labels("ok").inc()
 
     def serve(self, engines: Engines) -> None:
@@ -215,6 +217,13 @@ class Deadline:
         return Problem(504, "deadline", f"not done within {self.allowed:g} s; ask for less, or try when it is quieter")
 
 
+def give_memory_back() -> None:
+    """What loading took and freed: glibc would keep it in the pools of the threads that did."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
 def is_low(request: Request) -> bool:
     """Whether the request asks to be passed by others: `Priority: u=4` to `u=7` (RFC 9218; 3 is the default)."""
     if getattr(request.state, "low", False):
@@ -224,11 +233,14 @@ def is_low(request: Request) -> bool:
 
 
 def callers(request: Request) -> list[str]:
-    """By what a client is known again that was told to come later: the request's id, and its connection."""
-    known = [request.state.request_id]
-    if request.client:
-        known.append(f"{request.client.host} {request.client.port}")
-    return known
+    """By what a client is known again that was told to come later: its request id if it brings one, or its connection.
+
+    Not both: requests that share a connection would take each other's turn.
+    """
+    request_id: str = request.state.request_id
+    if request.client is None or request.headers.get("x-request-id") == request_id:
+        return [request_id]
+    return [request_id, f"{request.client.host} {request.client.port}"]
 
 
 async def _disconnect(request: Request) -> None:
