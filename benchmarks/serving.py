@@ -10,11 +10,11 @@ scores, both mixed, and on a fresh process Poisson arrivals at 30 to 90 % of wha
 Every peer calls the same `sampler.onnx` and `energy.onnx` through `model.runtime` with the same threads, draws the same
 noise and encodes the same PNG (benchmarks/peers/job.py); before it is measured its answers are compared with ours. Its
 settings, and where they come from, stand in benchmarks/peers/on_*.py. Raw is ONNX Runtime in a loop in each round, the
-best over batch sizes and one or two callers, noise included, PNG excluded.
+best over batch sizes and one or two callers, noise included, PNG excluded. Peers log no requests; this service does.
 
 Medians over the rounds; errors are summed. A peer that is not installed, dies or answers wrongly is named with the
 reason. Memory is resident and summed over the server's processes. The load is a process of its own, but shares the
-cores with the server: run this on an idle machine.
+cores with the server: run this on an idle machine. Three rounds of all servers take half an hour.
 """
 
 import argparse
@@ -142,6 +142,7 @@ class Bench:
             found["ready_seconds"] = server.wait()
             found["ready_rss_mib"] = resident(server.processes())
             self.verify(server)
+            self.load(server, SINGLE[0], self.seconds, 0.0)  # some learn from their first requests how to batch
             for case in CASES:
                 found["closed"][case.name] = self.drive(server, case)
         found["capacity"] = max(found["closed"][case.name]["images_per_second"] for case in SINGLE)
@@ -149,6 +150,7 @@ class Bench:
             raise ServerError("no single image was answered, so there is no capacity to take a share of")
         with self.server(name) as server:
             server.wait()
+            self.load(server, SINGLE[0], self.seconds, 0.0)
             for share in SHARES:
                 found["open"][f"{share:.0%}"] = self.drive(server, SINGLE[0], share * found["capacity"])
 
@@ -219,7 +221,8 @@ def main() -> None:
     machine = (
         f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}"
     )
-    command = f"python -m benchmarks.serving --seconds {options.seconds:g} --rounds {options.rounds}"
+    arguments = f"--bundle {options.bundle} --peers {options.peers} --threads {options.threads}"
+    command = f"python -m benchmarks.serving {arguments} --seconds {options.seconds:g} --rounds {options.rounds}"
     section = f"    {command}\n\n{report.tables(found, f'{bundle.name} on {machine}')}"
     print(section)
     if options.doc:
