@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 GPU_VENV ?= .venv-gpu
+PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 export PYTHONSAFEPATH := 1
 
-.PHONY: serve test check fix install train-demo docker-test gpu-check gpu-found stress clean
+.PHONY: serve test check fix install train-demo docker-test bench-peers gpu-check gpu-found stress clean
 
 serve: $(VENV)/.serving
 	$(BIN)/ddaebm serve
@@ -37,6 +38,9 @@ stress: $(VENV)/.everything
 docker-test:
 	PYTHON=$(PYTHON) docker/test.sh
 
+# The servers that benchmarks/serving.py compares ours with.
+bench-peers: $(VENV)/.everything $(PEERS_VENV)/.installed
+
 # Speed and exactness of every backend on this machine's GPU, into docs/performance.md.
 gpu-check: gpu-found $(GPU_VENV)/.installed
 	$(GPU_VENV)/bin/python benchmarks/gpu.py
@@ -46,7 +50,7 @@ gpu-found:
 	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "gpu-check: needs an NVIDIA GPU and its driver" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) $(PEERS_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -65,4 +69,10 @@ $(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(GPU_VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/pip install --quiet -c constraints.txt -e '.[gpu,torch]'
+	touch $@
+
+# Of its own, without this package: its code comes by PYTHONPATH.
+$(PEERS_VENV)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install --quiet -r benchmarks/peers/requirements.txt
 	touch $@

@@ -1,160 +1,234 @@
-"""The service against its own graph: images a second and latency over HTTP, next to raw `sampler.onnx`.
+"""This service beside other servers of the same graph: throughput, latency, memory and CPU over HTTP.
 
-    python benchmarks/serving.py [--bundle fashion-mnist] [--seconds 5] [--rounds 3] [--out FILE.json]
+    make bench-peers        # once: the peers, in .venv-peers
+    python -m benchmarks.serving [--peers litserve,ray,bentoml,fastapi] [--seconds 5] [--rounds 3]
+                                 [--out FILE.json] [--plot FILE.png] [--doc docs/performance.md]
 
-Both run on this machine in one run, alternated round by round; the medians over the rounds and their
-ratio are printed. The load comes from a process of its own, so that it shares no interpreter with the
-service; on a small machine it does share the cores, and that is part of the ratio.
+From the root of the repository, with the environment of `make install`. This service (`ddaebm serve`, its defaults) and
+each peer get the same requests one after the other in each round: single images from 1 to 128 clients, grids of 64,
+scores, both mixed, and on a fresh process Poisson arrivals at 30 to 90 % of what that server did at best.
+Every peer calls the same `sampler.onnx` and `energy.onnx` through `model.runtime` with the same threads, draws the same
+noise and encodes the same PNG (benchmarks/peers/job.py); before it is measured its answers are compared with ours. Its
+settings, and where they come from, stand in benchmarks/peers/on_*.py. Raw is ONNX Runtime in a loop in each round, the
+best over batch sizes and one or two callers, noise included, PNG excluded. Peers log no requests; this service does.
+
+Medians over the rounds; errors are summed. A peer that is not installed, dies or answers wrongly is named with the
+reason. Memory is resident and summed over the server's processes. The load is a process of its own, but shares the
+cores with the server: run this on an idle machine. Three rounds of all servers take half an hour.
 """
 
 import argparse
-import asyncio
-import itertools
+import base64
+import io
 import json
 import os
 import platform
-import socket
-import statistics
+import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from benchmarks.peers import report
+from benchmarks.peers.cases import CASES, SHARES, SINGLE, Case
+from benchmarks.peers.job import Job, pixels_of, png_of, seeds_of, verdicts_of
+from benchmarks.peers.servers import KINDS, ROOT, Server, ServerError, adopt_orphans, environment, usage, version
+from benchmarks.peers.servers import rss_mib as resident
 from model.bundle import find_bundle, load_bundle
-from model.noise import image_seeds
-from model.runtime import BundleRuntime
+from model.files import write_file
+from model.images import encode_png
 
-# name, images a request, requests at a time, Accept
-CASES = [
-    ("1 image, 1 client", 1, 1, "image/png"),
-    ("1 image, 32 clients", 1, 32, "image/png"),
-    ("64 images, 8 clients, one grid", 64, 8, "image/png"),
-    ("64 images, 8 clients, JSON", 64, 8, "application/json"),
-]
+PEERS = [name for name in KINDS if name != report.OURS]
+IMAGES = ROOT / "tests" / "fixtures" / "fashion-mnist-test-512.npz"  # to be scored
 
 
-def raw(runtime: BundleRuntime, batch: int, seconds: float) -> tuple[float, float]:
-    """(images a second, median seconds a call) of the graph alone, noise included."""
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        seeds = image_seeds(len(times), batch)
-        began = time.perf_counter()
-        runtime.sample(seeds)
-        times.append(time.perf_counter() - began)
-    return batch * len(times) / sum(times), statistics.median(times)
+class Bench:
+    """What the measurements share: the folder that is thrown away, the environment, the answers that are right."""
 
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.seconds, self.folder = options.seconds, folder
+        self.pythons = dict.fromkeys(PEERS, str(options.peers_python.absolute())) | {report.OURS: sys.executable}
+        self.environment = environment(str(find_bundle(options.bundle).resolve()), options.threads, folder)
+        self.measured = 0
+        with np.load(IMAGES) as arrays:
+            pngs = [base64.b64encode(encode_png(image)).decode() for image in arrays["images"][:64]]
+        (folder / "pngs.json").write_text(json.dumps(pngs))
+        self.questions: list[tuple[str, dict[str, Any]]] = [
+            ("/v1/samples", {"n": 1, "seed": 7}),
+            ("/v1/samples", {"n": 64, "seed": 7}),
+            ("/v1/scores", {"images": pngs[:1]}),
+        ]
+        os.environ.update({name: text for name, text in self.environment.items() if name.startswith("BENCH_")})
+        job = Job()
+        self.right = [png_of(job.sample(seeds_of(body))) for _, body in self.questions[:2]]
+        self.right.append(json.dumps(verdicts_of(job.score(pixels_of(self.questions[2][1], job.contract)))).encode())
 
-async def closed_loop(port: int, images: int, clients: int, accept: str, seconds: float) -> dict[str, float]:
-    """Each client, on a connection of its own, asks again as soon as it is answered, with a fresh seed each time."""
-    latencies: list[float] = []
-    seeds = itertools.count()
-    began = time.perf_counter()
+    @contextmanager
+    def python(self, module: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
+        """A process of ours that prints JSON, and does not outlive the block."""
+        command = [sys.executable, "-P", "-m", f"benchmarks.peers.{module}", argument]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, text=True, cwd=self.folder, env=self.environment) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while time.perf_counter() < began + seconds:
-            asked = time.perf_counter()
-            await post(reader, writer, json.dumps({"n": images, "seed": next(seeds)}).encode(), accept)
-            latencies.append(time.perf_counter() - asked)
-        writer.close()
-        await writer.wait_closed()
+    def raw(self) -> dict[str, dict[str, float]]:
+        """Images a second of the graphs alone, by operation and kind of call."""
+        with self.python("raw", str(self.seconds / 4)) as process:
+            return result_of(process)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return {
-        "images_per_second": images * len(latencies) / (time.perf_counter() - began),
-        "p50_ms": 1e3 * float(np.percentile(latencies, 50)),
-        "p99_ms": 1e3 * float(np.percentile(latencies, 99)),
-    }
+    def verify(self, server: Server) -> None:
+        """Raises ServerError unless it answers as the graphs do when they are called here."""
+        for (path, body), right in zip(self.questions, self.right, strict=True):
+            answer = server.post(path, body)
+            if path == "/v1/samples":
+                ours, theirs = (np.asarray(Image.open(io.BytesIO(png)), dtype=int) for png in (right, answer))
+                alike = ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1  # grey levels
+            else:
+                ours, theirs = (json.loads(text)["results"][0]["ood_score"] for text in (right, answer))
+                alike = bool(np.isclose(ours, theirs, rtol=1e-3))
+            if not alike:
+                raise ServerError(f"{path} {str(body)[:40]}: another answer than that of the graphs")
 
+    def drive(self, server: Server, case: Case, rate: float = 0.0) -> dict[str, Any]:
+        """One measurement after a warm-up of the same kind. Raises ServerError when the server ends meanwhile."""
+        self.load(server, case, min(self.seconds / 4, 1.0), rate)
+        return self.load(server, case, self.seconds, rate)
 
-async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes, accept: str) -> bytes:
-    """One request on an open connection; a client of the standard library costs the service the least CPU."""
-    head = f"POST /v1/samples HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    status, *headers = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-    length = next(int(line[15:]) for line in headers if line.lower().startswith("content-length:"))
-    answer = await reader.readexactly(length)
-    if status.split()[1] != "200":
-        raise SystemExit(f"{status}: {answer[:500]!r}")
-    return answer
+    def load(self, server: Server, case: Case, seconds: float, rate: float) -> dict[str, Any]:
+        self.measured += 1
+        asked = case._asdict() | {
+            "port": server.port, "seconds": seconds, "rate": rate,
+            "pngs": str(self.folder / "pngs.json"), "first_seed": self.measured * 10**7,
+        }  # fmt: skip
+        processes = server.processes()
+        before = usage(processes)
+        peak = before.rss_mib
+        with self.python("load", json.dumps(asked)) as load:
+            while load.poll() is None:
+                server.check()
+                peak = max(peak, resident(processes))
+                with suppress(subprocess.TimeoutExpired):
+                    load.wait(0.25)
+            found = result_of(load)
+        after = usage(server.processes())
+        cpu = after.cpu_seconds - before.cpu_seconds
+        return found | {
+            "rate": rate,
+            "peak_rss_mib": max(peak, after.rss_mib),
+            "pss_mib": after.pss_mib,
+            "cpu_seconds_per_1000": 1e3 * cpu / found["images"] if found["images"] else None,
+        }
 
-
-def start_service(bundle: str) -> tuple[subprocess.Popen[bytes], int, float]:
-    """The service as users start it, its port, and the seconds until it was ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "ddaebm", "serve", "--bundle", bundle, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    while time.perf_counter() < began + 60:
+    @contextmanager
+    def server(self, name: str) -> Iterator[Server]:
+        server = Server(KINDS[name], self.pythons[name], self.environment, self.folder)
         try:
-            urllib.request.urlopen(f"{url}/readyz", timeout=1)
-            return process, port, time.perf_counter() - began
-        except (urllib.error.URLError, ConnectionError):
-            if process.poll() is not None:
-                raise SystemExit(f"the service ended with {process.returncode}") from None
-            time.sleep(0.02)
-    process.kill()
-    raise SystemExit("the service was not ready within 60 s")
+            yield server
+        finally:
+            server.stop()
+
+    def measure(self, name: str, found: dict[str, Any]) -> None:
+        """All cases, into `found` one by one; closed and open loops each on a fresh server. Raises ServerError."""
+        with self.server(name) as server:
+            found["ready_seconds"] = server.wait()
+            found["ready_rss_mib"] = resident(server.processes())
+            self.verify(server)
+            self.load(server, SINGLE[0], self.seconds, 0.0)  # some learn from their first requests how to batch
+            for case in CASES:
+                found["closed"][case.name] = self.drive(server, case)
+        found["capacity"] = max(found["closed"][case.name]["images_per_second"] for case in SINGLE)
+        if not found["capacity"]:
+            raise ServerError("no single image was answered, so there is no capacity to take a share of")
+        with self.server(name) as server:
+            server.wait()
+            self.load(server, SINGLE[0], self.seconds, 0.0)
+            for share in SHARES:
+                found["open"][f"{share:.0%}"] = self.drive(server, SINGLE[0], share * found["capacity"])
 
 
-def resident_mib(process: subprocess.Popen[bytes]) -> float:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The JSON that it printed. Raises SystemExit when it failed."""
+    printed, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{process.args} ended with {process.returncode}")
+    return json.loads(printed)
 
 
-def median_of(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(entry[key] for entry in rounds) for key in rounds[0]}
+def run(bench: Bench, names: list[str], rounds: int, out: Path | None) -> dict[str, Any]:
+    """Everything that was measured, for the report."""
+    found: dict[str, Any] = {"versions": {}, "failures": {}, "rounds": []}
+    for name in names:
+        try:
+            found["versions"][name] = version(KINDS[name], bench.pythons[name])
+        except ServerError as error:
+            found["failures"].setdefault(name, []).append(f"not run: {error}")
+            say(f"{KINDS[name].label}: not run: {error}")
+    for i in range(rounds):
+        say(f"round {i + 1} of {rounds}: raw")
+        servers: dict[str, Any] = {}
+        found["rounds"].append({"raw": bench.raw(), "servers": servers})
+        running = list(found["versions"])
+        for name in running[i % len(running) :] + running[: i % len(running)]:
+            say(f"round {i + 1} of {rounds}: {KINDS[name].label}")
+            servers[name] = {"closed": {}, "open": {}}
+            try:
+                bench.measure(name, servers[name])
+            except ServerError as error:
+                found["failures"].setdefault(name, []).append(f"round {i + 1}: {error}")
+                say(f"{KINDS[name].label}: {error}")
+            if out:
+                write_file(out, json.dumps(found, indent=1).encode())
+    return found
+
+
+def say(text: str) -> None:
+    print(f"serving: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="fashion-mnist")
+    parser.add_argument("--peers", default=",".join(PEERS), help="separated by commas; empty for none")
+    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
+    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime, for all; 0 takes one a core")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--out", type=Path, help="write everything as JSON, after each server")
+    parser.add_argument("--plot", type=Path, help="write a picture")
+    parser.add_argument("--doc", type=Path, help="write the tables between the marks of this file")
     options = parser.parse_args()
+    peers = [name for name in options.peers.split(",") if name]
+    if unknown := set(peers) - set(PEERS):
+        parser.error(f"--peers: no {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped as after Ctrl-C
+    adopt_orphans()
     bundle = load_bundle(find_bundle(options.bundle))
-    runtime = BundleRuntime(bundle)
-    process, port, ready_seconds = start_service(options.bundle)
-    rows: list[dict[str, Any]] = []
     try:
-        print(f"{bundle.name} on {os.cpu_count()} cores, {platform.processor() or platform.machine()}")
-        print(f"ready after {ready_seconds:.2f} s, {resident_mib(process):.0f} MiB resident\n")
-        print("| case | service img/s | p50 ms | p99 ms | raw graph img/s | raw ms a call | ratio |")
-        print("|---|---|---|---|---|---|---|")
-        for name, images, clients, accept in CASES:
-            batch = min(64, images * clients)  # what the service can merge at best
-            served, alone = [], []
-            for _ in range(options.rounds):
-                speed, call = raw(runtime, batch, options.seconds / 2)
-                alone.append({"images_per_second": speed, "call_ms": 1e3 * call})
-                served.append(asyncio.run(closed_loop(port, images, clients, accept, options.seconds)))
-            service, graph = median_of(served), median_of(alone)
-            ratio = service["images_per_second"] / graph["images_per_second"]
-            rows.append({"case": name, "service": service, "graph": graph, "batch": batch, "ratio": ratio})
-            print(
-                f"| {name} | {service['images_per_second']:.0f} | {service['p50_ms']:.1f} | {service['p99_ms']:.1f} |"
-                f" {graph['images_per_second']:.0f} (batch {batch}) | {graph['call_ms']:.1f} | {ratio:.2f} |",
-                flush=True,
-            )
-        print(f"\nafter the load: {resident_mib(process):.0f} MiB resident")
-    finally:
-        process.terminate()
-        process.wait(60)
-    if options.out:
-        options.out.write_text(
-            json.dumps({"bundle": bundle.digest, "ready_seconds": ready_seconds, "cases": rows}, indent=2)
-        )
+        with tempfile.TemporaryDirectory(prefix="ddaebm-", ignore_cleanup_errors=True) as folder:
+            found = run(Bench(options, Path(folder)), [report.OURS, *peers], options.rounds, options.out)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    machine = (
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}"
+    )
+    arguments = f"--bundle {options.bundle} --peers {options.peers} --threads {options.threads}"
+    command = f"python -m benchmarks.serving {arguments} --seconds {options.seconds:g} --rounds {options.rounds}"
+    section = f"    {command}\n\n{report.tables(found, f'{bundle.name} on {machine}')}"
+    print(section)
+    if options.doc:
+        report.write_section(options.doc, section)
+    if options.plot:
+        report.plot(found, options.plot)
 
 
 if __name__ == "__main__":
