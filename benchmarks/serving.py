@@ -7,10 +7,11 @@
 From the root of the repository, with the environment of `make install`. This service (`ddaebm serve`, its defaults) and
 each peer get the same requests one after the other in each round: single images from 1 to 128 clients, grids of 64,
 scores, both mixed, and on a fresh process Poisson arrivals at 30 to 90 % of what that server did at best.
-Every peer calls the same `sampler.onnx` and `energy.onnx` through `model.runtime` with the same threads, draws the same
-noise and encodes the same PNG (benchmarks/peers/job.py); before it is measured its answers are compared with ours. Its
-settings, and where they come from, stand in benchmarks/peers/on_*.py. Raw is ONNX Runtime in a loop in each round, the
-best over batch sizes and one or two callers, noise included, PNG excluded. Peers log no requests; this service does.
+Every peer calls the same `sampler.onnx` and `energy.onnx` through `model.runtime`, in as many copies of one thread as
+this service has inferences at a time (--workers and --threads divide the cores otherwise), draws the same noise and
+encodes the same PNG (benchmarks/peers/job.py); before it is measured its answers are compared with ours. Its settings,
+and where they come from, stand in benchmarks/peers/on_*.py. Raw is ONNX Runtime in a loop in each round, the best over
+batch sizes and callers, noise included, PNG excluded. Peers log no requests; this service does.
 
 Medians over the rounds; errors are summed. A peer that is not installed, dies or answers wrongly is named with the
 reason. Memory is resident and summed over the server's processes. The load is a process of its own, but shares the
@@ -54,7 +55,9 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.seconds, self.folder = options.seconds, folder
         self.pythons = dict.fromkeys(PEERS, str(options.peers_python.absolute())) | {report.OURS: sys.executable}
-        self.environment = environment(str(find_bundle(options.bundle).resolve()), options.threads, folder)
+        self.environment = environment(
+            str(find_bundle(options.bundle).resolve()), options.workers, options.threads, folder
+        )
         self.measured = 0
         with np.load(IMAGES) as arrays:
             pngs = [base64.b64encode(encode_png(image)).decode() for image in arrays["images"][:64]]
@@ -199,7 +202,8 @@ def main() -> None:
     parser.add_argument("--bundle", default="fashion-mnist")
     parser.add_argument("--peers", default=",".join(PEERS), help="separated by commas; empty for none")
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime, for all; 0 takes one a core")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="copies of the model in each peer")
+    parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime, for each of them")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write everything as JSON, after each server")
@@ -221,7 +225,9 @@ def main() -> None:
     machine = (
         f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}"
     )
-    arguments = f"--bundle {options.bundle} --peers {options.peers} --threads {options.threads}"
+    arguments = (
+        f"--bundle {options.bundle} --peers {options.peers} --workers {options.workers} --threads {options.threads}"
+    )
     command = f"python -m benchmarks.serving {arguments} --seconds {options.seconds:g} --rounds {options.rounds}"
     section = f"    {command}\n\n{report.tables(found, f'{bundle.name} on {machine}')}"
     print(section)

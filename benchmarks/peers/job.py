@@ -18,6 +18,7 @@ from model.noise import image_seeds
 from model.runtime import BundleRuntime
 
 MAX_BATCH = 64  # of every server: the default of this service's DDAEBM_MAX_BATCH
+WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))  # copies of the model, each with its own batches
 WAIT_SECONDS = 0.01  # that a batch is waited for, where a server wants to know: Ray Serve's default
 
 Array = NDArray[Any]
@@ -28,7 +29,7 @@ def open_bundle() -> Bundle:
 
 
 class Job:
-    """Both graphs, at most MAX_BATCH rows a call, on BENCH_THREADS threads of ONNX Runtime (0: one a core)."""
+    """Both graphs, at most MAX_BATCH rows a call, on BENCH_THREADS threads of ONNX Runtime."""
 
     def __init__(self) -> None:
         bundle = open_bundle()

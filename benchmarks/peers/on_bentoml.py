@@ -14,13 +14,13 @@ import bentoml
 import numpy as np
 from bentoml.validators import ContentType
 
-from benchmarks.peers.job import MAX_BATCH, Job, open_bundle, pixels_of, png_of, seeds_of, verdicts_of
+from benchmarks.peers.job import MAX_BATCH, WORKERS, Job, open_bundle, pixels_of, png_of, seeds_of, verdicts_of
 
 BATCHING: dict[str, Any] = {"batchable": True, "max_batch_size": MAX_BATCH}
 QUIET: dict[str, Any] = {"logging": {"access": {"enabled": False}}}
 
 
-@bentoml.service(runner_connection={"max_requests": 10**9, "max_age": 1e9}, **QUIET)
+@bentoml.service(workers=WORKERS, runner_connection={"max_requests": 10**9, "max_age": 1e9}, **QUIET)
 class Model:
     def __init__(self) -> None:
         self.job = Job()

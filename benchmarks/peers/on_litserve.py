@@ -2,8 +2,8 @@
 
 Settings from the docstrings of LitAPI and LitServer (0.2.19): `max_batch_size` and `batch_timeout` turn batching on, a
 timeout of 0 would poll without a pause; `fast_queue` is for over 100 requests a second; `generate_client_file` may be
-left out in production. One worker an endpoint, since each has all of ONNX Runtime's threads. It counts requests, not
-images: `Job` cuts what is merged into calls of 64.
+left out in production. `workers_per_device` is of each endpoint. It counts requests, not images: `Job` cuts what is
+merged into calls of 64.
 """
 
 import sys
@@ -12,7 +12,18 @@ from typing import Any
 import litserve
 from fastapi import Response
 
-from benchmarks.peers.job import MAX_BATCH, WAIT_SECONDS, Array, Job, merged, pixels_of, png_of, seeds_of, verdicts_of
+from benchmarks.peers.job import (
+    MAX_BATCH,
+    WAIT_SECONDS,
+    WORKERS,
+    Array,
+    Job,
+    merged,
+    pixels_of,
+    png_of,
+    seeds_of,
+    verdicts_of,
+)
 
 
 class Sampler(litserve.LitAPI):
@@ -46,5 +57,5 @@ class Scorer(Sampler):
 if __name__ == "__main__":
     batching = {"max_batch_size": MAX_BATCH, "batch_timeout": WAIT_SECONDS}
     apis = [Sampler(api_path="/v1/samples", **batching), Scorer(api_path="/v1/scores", **batching)]
-    server = litserve.LitServer(apis, accelerator="cpu", fast_queue=True)
+    server = litserve.LitServer(apis, accelerator="cpu", workers_per_device=WORKERS, fast_queue=True)
     server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False, log_level="warning")

@@ -1,4 +1,4 @@
-"""Ray Serve: one replica, `@serve.batch` for each operation.
+"""Ray Serve: a replica a worker, `@serve.batch` for each operation.
 
 Settings from "Dynamic Request Batching" of Ray's documentation (serve/advanced-guides/dyn-req-batch): a batch size that
 is a power of 2, counted in images by `batch_size_fn`, the default wait of 10 ms; and `max_ongoing_requests` at least
@@ -18,7 +18,18 @@ from ray.serve.schema import LoggingConfig
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from benchmarks.peers.job import MAX_BATCH, WAIT_SECONDS, Array, Job, merged, pixels_of, png_of, seeds_of, verdicts_of
+from benchmarks.peers.job import (
+    MAX_BATCH,
+    WAIT_SECONDS,
+    WORKERS,
+    Array,
+    Job,
+    merged,
+    pixels_of,
+    png_of,
+    seeds_of,
+    verdicts_of,
+)
 
 BATCHING: dict[str, Any] = {
     "max_batch_size": MAX_BATCH,
@@ -27,7 +38,7 @@ BATCHING: dict[str, Any] = {
 }
 
 
-@serve.deployment(max_ongoing_requests=1024)
+@serve.deployment(num_replicas=WORKERS, max_ongoing_requests=1024)
 class Model:
     def __init__(self) -> None:
         self.job = Job()

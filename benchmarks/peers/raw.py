@@ -1,8 +1,6 @@
 """The ceiling: the graphs called in a loop without a server, as JSON. Noise is included, decoding and encoding are not.
 
-Images a second of sampling and scoring, for each number of rows in a call and of threads that call at a time: noise is
-made by numpy on one thread, which a second caller fills in for. No server can be told to beat the best of them, but one
-whose calls overlap may come out a few per cent above it.
+Images a second of sampling and scoring, for each number of rows in a call and of threads that call at a time.
 """
 
 import json
@@ -13,10 +11,10 @@ from itertools import count
 
 import numpy as np
 
-from benchmarks.peers.job import MAX_BATCH, Array, Job
+from benchmarks.peers.job import MAX_BATCH, WORKERS, Array, Job
 from model.noise import image_seeds
 
-BATCHES, CALLERS = (1, 8, 16, 32, MAX_BATCH), (1, 2)
+BATCHES, CALLERS = (1, 8, 16, 32, MAX_BATCH), sorted({1, WORKERS})
 
 
 def rate(job: Job, operation: str, batch: int, callers: int, seconds: float) -> float:

@@ -48,12 +48,12 @@ class Usage(NamedTuple):
     pss_mib: float  # the same, shared pages divided among those that share them
 
 
-def environment(bundle: str, threads: int, folder: Path) -> dict[str, str]:
+def environment(bundle: str, workers: int, threads: int, folder: Path) -> dict[str, str]:
     """Of every server: this checkout's packages, none of the user's settings, and a home that is thrown away."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DDAEBM_", "RAY_", "BENTOML_"))}
     return kept | {
         "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "HOME": str(folder),
-        "DDAEBM_BUNDLE": bundle, "DDAEBM_THREADS": str(threads), "BENCH_BUNDLE": bundle, "BENCH_THREADS": str(threads),
+        "DDAEBM_BUNDLE": bundle, "BENCH_BUNDLE": bundle, "BENCH_WORKERS": str(workers), "BENCH_THREADS": str(threads),
         "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1",
     }  # fmt: skip

@@ -26,7 +26,7 @@ def test_servers_are_measured_and_those_that_are_missing_are_named(debug_bundle:
     doc.write_text(original)
     # This environment has FastAPI, and none of the others.
     done = run(
-        "--bundle", debug_bundle, "--peers", "litserve,fastapi", "--peers-python", sys.executable, "--threads", 1,
+        "--bundle", debug_bundle, "--peers", "litserve,fastapi", "--peers-python", sys.executable, "--workers", 1,
         "--seconds", 0.1, "--rounds", 1, "--out", out, "--doc", doc, "--plot", plot,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
