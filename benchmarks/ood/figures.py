@@ -46,19 +46,20 @@ def plot(result: Mapping[str, Any]) -> bytes:
     return _png(figure, 130)
 
 
-def pictures(ordinary: Images, sets: Mapping[str, Images], columns: int = 10) -> bytes:
+def pictures(ordinary: Images, sets: Mapping[str, Images], columns: int = 8) -> bytes:
     """PNG: a row of images a set, under a row of ordinary ones, with its name."""
     rows = {"ordinary": ordinary, **sets}
     grid = make_grid(np.concatenate([images[:columns] for images in rows.values()]), columns=columns, gap=2)
-    figure = Figure(figsize=(7, 5 * grid.shape[0] / grid.shape[1]), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(4, 4 * grid.shape[0] / grid.shape[1]), facecolor="white")
     axes = figure.add_subplot()
+    figure.subplots_adjust(0, 0, 1, 1)
     axes.imshow(grid.repeat(3 // grid.shape[2], axis=2), interpolation="nearest")
     side = ordinary.shape[1] + 2
     axes.set_yticks(side * np.arange(len(rows)) + side / 2 - 1.5, list(rows))
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _png(figure, 130)
+    return _png(figure, 100)
 
 
 def _spread(auroc: Any) -> Any:
@@ -69,5 +70,6 @@ def _spread(auroc: Any) -> Any:
 
 def _png(figure: Figure, dpi: int) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None},
+                   pil_kwargs={"optimize": True})  # fmt: skip
     return file.getvalue()

@@ -112,35 +112,33 @@ def look(runtime: BundleRuntime, parts: Splits, count: int) -> Rows:
     }
 
 
-def surprise(of: str, sets: Rows, levels: int, above: bool) -> dict[str, Floats]:
-    """{set: Σ_k r_k²} of the map statistic `of`, or of those above 0 alone."""
+def surprise(of: str, sets: Rows, levels: int) -> dict[str, Floats]:
+    """{set: r (N, T)} of the map statistic `of`, given log energies and features."""
     known = np.hstack([sets["reference"][of], sets["reference"]["rows"]])
     mean, std = known.mean(0), np.maximum(known.std(0), 1e-9)
-    standard = (known - mean) / std
-    given, wanted = standard[:, levels:], standard[:, :levels]
+    wanted, given = np.split((known - mean) / std, [levels], axis=1)
     gram = given.T @ given / len(given) + 0.01 * np.eye(given.shape[1])
     weights = np.linalg.solve(gram, given.T @ wanted / len(given))
     spread = (wanted - given @ weights).std(0)
     found = {}
     for name, part in sets.items():
         rows = (np.hstack([part[of], part["rows"]]) - mean) / std
-        r = (rows[:, :levels] - rows[:, levels:] @ weights) / spread
-        found[name] = np.square(np.maximum(r, 0) if above else r).sum(1)
+        found[name] = (rows[:, :levels] - rows[:, levels:] @ weights) / spread
     return found
 
 
 def forms(sets: Rows, levels: int) -> dict[str, dict[str, Floats]]:
     """{form: {set: scores}}, the one that is used first."""
-    dim = sets["reference"]["rows"].shape[1]
-    found = {"as it is": _scores(sets, list(range(levels)), levels)}
+    now = _scores(sets, list(range(levels)), levels)
+    found = {"as it is": now}
     for kept in ([0], [1], [0, 1], [0, 1, 2]):
         found[f"levels {', '.join(map(str, kept))} alone"] = _scores(sets, kept, levels)
+    share = sets["reference"]["rows"].shape[1] / levels  # D/T
     for of in list(sets["reference"])[1:]:
-        for weight, above, text in ((1 / 8, False, "⅛ r²"), (1 / 4, True, "¼ max(0, r)²")):
-            extra = surprise(of, sets, levels, above)
-            found[f"{of}, {text}"] = {
-                name: scores + dim / levels * weight * extra[name] for name, scores in found["as it is"].items()
-            }
+        for name, r in surprise(of, sets, levels).items():
+            two_sided, above = np.square(r).sum(1), np.square(np.maximum(r, 0)).sum(1)
+            found.setdefault(f"{of}, ⅛ r²", {})[name] = now[name] + share / 8 * two_sided
+            found.setdefault(f"{of}, ¼ max(0, r)²", {})[name] = now[name] + share / 4 * above
     return found
 
 
@@ -180,6 +178,8 @@ def main() -> None:
         parts = split(read_images(args.train, bundle.contract))
         if parts.digests() != bundle.splits:
             parser.error("--train is not what the bundle was trained on")
+        if args.n > len(parts.choice) // 2:
+            parser.error(f"-n is {len(parts.choice) // 2} at most: half of the choice images")
         sets = look(runtime, parts, args.n)
         args.out.mkdir(parents=True, exist_ok=True)
         np.savez(kept, **{f"{name}/{of}": values for name, part in sets.items() for of, values in part.items()})

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.ood import __main__ as benchmark
+from benchmarks.ood import forms
 from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.report import discoveries, false_alarms, told_apart
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
@@ -154,3 +155,43 @@ def test_the_whole_on_a_small_bundle(
     with pytest.raises(SystemExit):
         benchmark.main()
     assert "--train is not what the bundle was trained on" in capsys.readouterr().err
+
+
+def test_statistics_of_energy_maps_against_reference_images() -> None:
+    rng = np.random.default_rng(0)
+    usual = rng.gamma(4, 1, (500, 4, 8, 8)) * np.array([1, 10, 100, 1000])[:, None, None]
+    pixels = forms.fit_pixels([usual[:200], usual[200:]])
+    mean, std = pixels.moments["z"]
+    np.testing.assert_allclose(mean, usual.mean(0))
+    np.testing.assert_allclose(std, usual.std(0))
+    before = forms.map_statistics(usual[:1], pixels)
+    z = (usual[0] - mean) / std
+    np.testing.assert_allclose(before["z: 4-norm"][0], np.log((z**4).mean((1, 2))) / 4)
+    np.testing.assert_allclose(before["raw: median"][0], np.log(np.sort(usual[0].reshape(4, -1))[:, 32]))
+    hot = usual[:1].copy()
+    hot[0, 2, 3, 3] *= 20  # one pixel of one level
+    after = forms.map_statistics(hot, pixels)
+    for name in ("z: largest", "log: largest", "share: 8-norm", "raw: largest"):
+        assert after[name][0, 2] > before[name][0, 2] + 0.3
+        np.testing.assert_allclose(np.delete(after[name], 2, 1), np.delete(before[name], 2, 1))
+
+
+def test_forms_are_compared_on_choice_images(
+    debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "train.npy", load_data("shapes", make_config("debug").network))
+    command = ["forms", str(debug_bundle), "--train", str(tmp_path / "train.npy"), "--out", str(tmp_path), "-n", "60"]
+    monkeypatch.setattr(sys, "argv", command)
+    forms.main()
+    first, (kept,) = capsys.readouterr().out, tmp_path.glob("*-60.npz")
+    lines = first.splitlines()
+    assert lines[2].startswith("| as it is |")
+    assert lines[2].endswith("| +0.000 |")
+    assert len(lines) == 2 + 5 + 2 * (len(forms.RAW) + 4 * len(forms.OF_PIXELS))
+    time = kept.stat().st_mtime_ns
+    forms.main()  # from what was kept
+    assert (capsys.readouterr().out, kept.stat().st_mtime_ns) == (first, time)
+    monkeypatch.setattr(sys, "argv", [*command[:-1], "80"])  # twice 80 are more than there are choice images
+    with pytest.raises(SystemExit):
+        forms.main()
+    assert "-n is 75 at most" in capsys.readouterr().err
