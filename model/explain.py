@@ -25,7 +25,7 @@ class Explainer:
 
     def energy_quantiles(self, energies: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of calibration images with a lower energy, (B, T): near 1 is too hard for a level, near 0 too easy."""
-        logs = log_energies(energies)
+        logs = log_energies(energies).astype(np.float32)  # as the known ones are
         levels = zip(self.log_energies, logs.T, strict=True)
         below = np.stack([np.searchsorted(known, values, side="left") for known, values in levels], 1)
         shares: NDArray[np.float64] = below / self.log_energies.shape[1]
@@ -50,9 +50,13 @@ def fit_explainer(
     )
 
 
-def log_energies(energies: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Near a Gaussian, where energies, sums over pixels, have a long right tail."""
-    logs: NDArray[np.float32] = np.log(np.maximum(energies, 1e-12)).astype(np.float32)
+def log_energies(energies: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Near a Gaussian, where energies, sums over pixels, have a long right tail.
+
+    In float64: the logarithm of a late level varies by less than 0.01 and features explain nearly all of it, so that
+    a score would see what a logarithm in float32 is rounded by.
+    """
+    logs: NDArray[np.float64] = np.log(np.maximum(energies.astype(np.float64), 1e-12))
     return logs
 
 

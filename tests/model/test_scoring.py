@@ -34,6 +34,12 @@ def test_statistics_are_log_energies_then_features() -> None:
     assert np.isfinite(rows).all()
 
 
+def test_neighbouring_energies_have_logarithms_of_their_own() -> None:
+    energies = np.float32(357) + np.float32(2**-15) * np.arange(8, dtype=np.float32)[:, None]
+    assert len(np.unique(energies)) == 8
+    assert len(np.unique(statistics(energies, np.zeros((8, 1, 0), np.float32)))) == 8
+
+
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=30), st.lists(st.integers(-1, 9), min_size=1, max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_p_value_is_its_formula_ties_included(calibration: list[int], scores: list[int]) -> None:

@@ -1,0 +1,147 @@
+"""The score and its peers, all fitted to the same ordinary images: none sees a strange one."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
+from torch import nn
+
+from benchmarks.ood.sets import Images
+from model.calibration import BATCH
+from model.images import encode_png
+from model.runtime import BundleRuntime
+from model.scoring import fit_scorer, statistics
+
+Floats = NDArray[np.floating]
+Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)
+OURS = "this score"
+NEIGHBOURS, COMPONENTS = 5, 64
+MOST, MOST_SVM = 10_000, 4_000  # images that a peer learns from: bounds on memory (123 MB of CIFAR-10) and time
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Images, and what the energy network says of them."""
+
+    images: Images
+    rows: Floats  # (N, T + T·F), as model.scoring.statistics
+    levels: int  # T
+    seconds: float  # of the network, for all
+
+    @property
+    def flat(self) -> NDArray[np.float32]:
+        return self.images.reshape(len(self.images), -1) / np.float32(255)
+
+    @property
+    def log_energies(self) -> Floats:
+        return self.rows[:, : self.levels]
+
+    @property
+    def features(self) -> Floats:
+        return self.rows[:, self.levels :]
+
+    def first(self, count: int) -> "Looked":
+        share = min(count, len(self.images)) / len(self.images)
+        return replace(self, images=self.images[:count], rows=self.rows[:count], seconds=self.seconds * share)
+
+
+def look(runtime: BundleRuntime, images: Images) -> Looked:
+    rows, began = [], time.perf_counter()
+    for i in range(0, len(images), BATCH):
+        found = runtime.level_statistics(images[i : i + BATCH])
+        rows.append(statistics(found.energies, found.features))
+    seconds = time.perf_counter() - began
+    return Looked(images, np.concatenate(rows), runtime.bundle.config.num_steps, seconds)
+
+
+def network_detectors(known: Looked) -> dict[str, Detector]:
+    """The score, and others of what the energy network says; fitted on the held-out images `known`."""
+    mean, std = known.log_energies.mean(0), known.log_energies.std(0)
+    lengths = png_bytes(known.images)
+    levels = StandardScaler().fit(known.log_energies)
+    scorer = fit_scorer(known.rows, known.rows, known.levels)
+
+    def mean_z(looked: Looked) -> Floats:
+        return ((looked.log_energies - mean) / std).mean(1)
+
+    def length(looked: Looked) -> Floats:
+        return (png_bytes(looked.images) - lengths.mean()) / lengths.std()
+
+    found: dict[str, Detector] = {OURS: lambda looked: scorer.ood_score(looked.rows)}
+    for k in range(known.levels):
+        found[f"energy, level {k}"] = lambda looked, k=k: looked.log_energies[:, k]
+    return found | {
+        "energies, mean z": mean_z,
+        "energies, Mahalanobis": _mahalanobis(known, lambda looked: looked.log_energies),
+        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.rows),
+        "energies, kNN (as MSMA)": _neighbours(levels.transform(known.log_energies),
+                                               lambda looked: levels.transform(looked.log_energies)),
+        "features, Mahalanobis": _mahalanobis(known, lambda looked: looked.features),
+        "energy less PNG length": lambda looked: mean_z(looked) - length(looked),
+    }  # fmt: skip
+
+
+def pixel_detectors(known: Images, seed: int = 0) -> dict[str, Detector]:
+    """Detectors that take pixels alone."""
+    pixels = known.reshape(len(known), -1) / np.float32(255)
+    pca = PCA(COMPONENTS, random_state=seed).fit(pixels)
+    reduced = pca.transform(pixels)
+    forest = IsolationForest(random_state=seed).fit(reduced)
+    svm = OneClassSVM(nu=0.05).fit(reduced[:MOST_SVM] / reduced.std(0))
+    decode = autoencoder(pixels, seed)
+    return {
+        "PNG length": lambda looked: png_bytes(looked.images),
+        "PCA reconstruction": lambda looked: np.square(
+            looked.flat - pca.inverse_transform(pca.transform(looked.flat))).sum(1),
+        "kNN on pixels": _neighbours(pixels, lambda looked: looked.flat),
+        "kNN on PCA": _neighbours(reduced, lambda looked: pca.transform(looked.flat)),
+        "isolation forest": lambda looked: -forest.score_samples(pca.transform(looked.flat)),
+        "one-class SVM": lambda looked: -svm.score_samples(pca.transform(looked.flat) / reduced.std(0)),
+        "autoencoder": lambda looked: np.square(looked.flat - decode(looked.flat)).sum(1),
+    }  # fmt: skip
+
+
+def _mahalanobis(known: Looked, rows: Callable[[Looked], Floats]) -> Detector:
+    scorer = fit_scorer(rows(known), rows(known), levels=0)
+    return lambda looked: scorer.ood_score(rows(looked))
+
+
+def _neighbours(known: Floats, points: Callable[[Looked], Floats]) -> Detector:
+    """Distance to the fifth nearest."""
+    tree = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(known)
+    return lambda looked: tree.kneighbors(points(looked))[0][:, -1]
+
+
+def png_bytes(images: Images) -> Floats:
+    """A measure of complexity that no model learnt (Serrà et al. 2020, *Input complexity and OOD detection*)."""
+    return np.array([len(encode_png(image)) for image in images], dtype=np.float64)
+
+
+def autoencoder(pixels: NDArray[np.float32], seed: int, epochs: int = 20) -> Callable[[Floats], Floats]:
+    """Two layers down to 32 numbers and two back, Adam; returns the reconstruction."""
+    torch.manual_seed(seed)
+    dim = pixels.shape[1]
+    net = nn.Sequential(nn.Linear(dim, 256), nn.ReLU(), nn.Linear(256, 32),
+                        nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, dim), nn.Sigmoid())  # fmt: skip
+    data, optimizer = torch.from_numpy(pixels), torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(data)).split(128):
+            loss = (net(data[batch]) - data[batch]).square().sum(1).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def reconstruct(flat: Floats) -> Floats:
+        out: Floats = net(torch.from_numpy(flat)).numpy()
+        return out
+
+    return reconstruct
