@@ -98,7 +98,10 @@ async def get_sample(
         return response
     (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
-    return Response(await asyncio.to_thread(encode_png, images[0]), headers=headers, media_type=PNG)
+    began = time.perf_counter()
+    content = await asyncio.to_thread(encode_png, images[0])
+    request.state.timings["encode"] = time.perf_counter() - began
+    return Response(content, headers=headers, media_type=PNG)
 
 
 async def _draw(body: SampleRequest, request: Request, service: Service) -> Drawn:
