@@ -62,7 +62,7 @@ $(VENV)/.serving: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.everything: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,hub,train,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,hub,otel,train,dev]'
 	touch $@
 
 # Of its own: onnxruntime and onnxruntime-gpu are one package by two names.

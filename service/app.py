@@ -23,6 +23,7 @@ from service.middleware import RequestMiddleware
 from service.routes import models, probes, samples, scores, v2
 from service.settings import Settings
 from service.state import Engines, Service
+from service.tracing import load_tracing
 from service.watchdog import watch
 
 logger = logging.getLogger("ddaebm")
@@ -54,11 +55,12 @@ def load_engines(settings: Settings, loaded: Engines | None = None) -> Engines:
 def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
     """An app that is ready once its lifespan has started: the engines loaded and warm.
 
-    Without `engines` those that the settings name are loaded.
+    Without `engines` those that the settings name are loaded. Raises ConfigError: as `load_tracing`.
     """
     settings = settings or Settings()
     metrics = Metrics()
     workers, _ = plan_workers(settings)
+    tracing = load_tracing(VERSION)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -97,6 +99,8 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         app.state.decoders.shutdown(wait=False, cancel_futures=True)
         if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
             logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="ddaebm",
@@ -113,6 +117,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         bodies=Bodies(settings.max_bodies_bytes),
         body_seconds=settings.body_seconds,
         api_keys=settings.api_keys,
+        tracing=tracing,
     )
     if settings.cors_origins:
         app.add_middleware(

@@ -40,6 +40,7 @@ def log_config(form: str) -> dict[str, Any]:
     """For `logging.config.dictConfig`: uvicorn's own, with our logger beside its."""
     config: dict[str, Any] = {**LOGGING_CONFIG, "loggers": dict(LOGGING_CONFIG["loggers"])}
     config["loggers"]["ddaebm"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
+    config["loggers"]["opentelemetry"] = {"handlers": ["default"], "level": "WARNING", "propagate": False}
     if form == "json":
         config["formatters"] = {name: {"()": JsonFormatter} for name in LOGGING_CONFIG["formatters"]}
     return config

@@ -19,6 +19,7 @@ from service.bodies import SMALL_BODY, Bodies, Body
 from service.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
 from service.logs import access, log_request
 from service.metrics import Metrics
+from service.tracing import Timings, Tracing
 
 logger = logging.getLogger("ddaebm")
 
@@ -35,10 +36,11 @@ class RequestMiddleware:
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
-        api_keys: Sequence[str],
+        api_keys: Sequence[str], tracing: Tracing | None,
     ) -> None:  # fmt: skip
         self.app, self.metrics, self.api_keys = app, metrics, api_keys
         self.max_body_bytes, self.bodies, self.body_seconds = max_body_bytes, bodies, body_seconds
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +52,8 @@ class RequestMiddleware:
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_COUNT):016x}"
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
         body = Body(self.bodies)
-        state["request_id"], state["timings"], state["body"] = request_id, {}, body
+        timings = Timings()
+        state["request_id"], state["timings"], state["body"] = request_id, timings, body
         status = CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -63,7 +66,7 @@ class RequestMiddleware:
                 if scope["path"] != "/docs":  # the one page with scripts
                     out.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
                 out["x-request-id"] = request_id
-                if timings := state["timings"]:
+                if timings:
                     out["server-timing"] = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
             await send(message)
 
@@ -88,18 +91,29 @@ class RequestMiddleware:
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
             body.release()
-            route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            seconds = time.perf_counter() - began
-            self.metrics.requests.labels(route, method, str(status)).inc()
-            self.metrics.request_seconds.labels(route).observe(seconds)
-            # Probes and scrapes that went well would bury the rest.
-            level = logging.DEBUG if scope["path"] in PROBES and status < 400 else logging.INFO
-            if access.isEnabledFor(level):
-                client = (scope.get("client") or ("-",))[0]
-                log_request(level, client, method, quote(scope["path"]), status, seconds, request_id)
-            if status in _REASONS and scope["path"] not in PUBLIC:
-                self.metrics.rejected.labels("bodies_full" if body.refused else _REASONS[status]).inc()
+            self._finish(scope, headers, status, began)
+
+    def _finish(self, scope: Scope, headers: Headers, status: int, began: float) -> None:
+        """Count, log and trace a request that has been answered, or whose client has left."""
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        seconds = time.perf_counter() - began
+        state, path, client = scope["state"], quote(scope["path"]), (scope.get("client") or ("-",))[0]
+        self.metrics.requests.labels(route, method, str(status)).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        if status in _REASONS and scope["path"] not in PUBLIC:
+            self.metrics.rejected.labels("bodies_full" if state["body"].refused else _REASONS[status]).inc()
+        # Probes and scrapes that went well would bury the rest.
+        level = logging.DEBUG if scope["path"] in PROBES and status < 400 else logging.INFO
+        if access.isEnabledFor(level):
+            log_request(level, client, method, path, status, seconds, state["request_id"])
+        if self.tracing and level > logging.DEBUG:
+            attributes = {
+                "http.request.method": "_OTHER" if method == "other" else method, "http.route": route,
+                "url.scheme": scope["scheme"], "url.path": path, "client.address": client,
+                "ddaebm.request_id": state["request_id"],
+            }  # fmt: skip
+            self.tracing.record(f"{method} {route}", headers, attributes, status, began, state["timings"])
 
     def _limited(self, receive: Receive, limit: int, body: Body) -> Receive:
         """Counts what arrives, for bodies that do not say how long they are, and bounds how long they may take."""

@@ -1,9 +1,9 @@
 """Settings: a flag beats the environment (`DDAEBM_…`), which beats `.env`, which beats the default."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -49,7 +49,10 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1, description="bytes of one request body")
     max_bodies_bytes: int = Field(
-        256 * 2**20, ge=1, description="bytes of all request bodies at once, without the first 64 KiB of each"
+        256 * 2**20,
+        ge=1,
+        validate_default=True,
+        description="bytes of all request bodies at once, without the first 64 KiB of each",
     )
     body_seconds: float = Field(30.0, gt=0, description="time a request body may take to arrive")
     send_seconds: float = Field(30.0, gt=0, description="time a client may take to take what is sent to it")
@@ -71,13 +74,13 @@ class Settings(BaseSettings):
                 raise ValueError("one of the values is empty; separate several by single commas")
         return names
 
-    @model_validator(mode="after")
-    def _one_body_fits(self) -> Self:
-        if self.max_bodies_bytes < self.max_body_bytes:
-            raise ValueError(
-                f"max_bodies_bytes, {self.max_bodies_bytes}, must be at least max_body_bytes, {self.max_body_bytes}"
-            )
-        return self
+    @field_validator("max_bodies_bytes")
+    @classmethod
+    def _one_body_fits(cls, limit: int, info: ValidationInfo) -> int:
+        one = info.data.get("max_body_bytes", 0)
+        if limit < one:
+            raise ValueError(f"all bodies together, {limit}, must be allowed what one is: max_body_bytes is {one}")
+        return limit
 
     @field_validator("bundle")
     @classmethod

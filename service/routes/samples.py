@@ -99,7 +99,9 @@ async def get_sample(
         return response
     (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
+    began = time.perf_counter()
     content = await _encode(_to_png, Drawn(engine, np.array([int(seed)]), images))
+    request.state.timings["encode"] = time.perf_counter() - began
     return Response(content, headers=headers, media_type=PNG)
 
 

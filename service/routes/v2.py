@@ -168,7 +168,9 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
         plain = inflate(body, encoding, service.settings.max_body_bytes)
         return parse_request(plain, length, model.input, model.outputs, model.most)
 
+    began = time.perf_counter()
     asked = await decoding(request, deadline, read)
+    request.state.timings["decode"] = time.perf_counter() - began
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)
     request.state.low = asked.low
@@ -186,7 +188,9 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
     found = {spec.name: (spec, array.reshape(len(rows), *spec.shape[1:]))
              for spec, array in zip(model.outputs, arrays, strict=True)}  # fmt: skip
     wanted = [(*found[output], binary) for output, binary in asked.outputs.items()]
+    began = time.perf_counter()
     content, headers = await asyncio.to_thread(encode_response, model.name, version, asked.id, wanted)
+    request.state.timings["encode"] = time.perf_counter() - began
     return Response(content, headers=headers)
 
 

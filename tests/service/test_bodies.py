@@ -115,8 +115,10 @@ def test_the_bytes_are_given_back_once_the_images_are_decoded(make_client: MakeC
 
 
 def test_all_bodies_must_hold_one() -> None:
-    with pytest.raises(ValidationError, match="max_bodies_bytes, 10, must be at least max_body_bytes, 20"):
+    with pytest.raises(ValidationError, match="together, 10, must be allowed what one is: max_body_bytes is 20"):
         Settings(max_body_bytes=20, max_bodies_bytes=10)
+    with pytest.raises(ValidationError, match="max_bodies_bytes"):
+        Settings(max_body_bytes=2**40)
 
 
 def test_uploads_that_are_slow_to_decode_keep_neither_samples_nor_small_answers_waiting(
