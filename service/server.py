@@ -1,6 +1,7 @@
 """uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0; SIGHUP reloads the bundles."""
 
 import asyncio
+import ctypes
 import logging
 import resource
 import signal
@@ -19,6 +20,8 @@ from service.settings import Settings
 from service.state import Service
 
 logger = logging.getLogger("ddaebm")
+
+_M_ARENA_MAX = -8  # of glibc's <malloc.h>
 
 
 class Server(uvicorn.Server):
@@ -93,8 +96,16 @@ def allow_open_files(count: int) -> None:
         logger.warning("%d files may be open, and connections alone may be %d: raise the limit", wanted, count)
 
 
+def pool_memory() -> None:
+    """One pool of glibc's malloc for all threads, before they start: each that has its own keeps what it once took."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option:
+        set_option(_M_ARENA_MAX, 1)
+
+
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
+    pool_memory()
     allow_open_files(settings.max_connections + 256)
     server = Server(configure(app, settings))
     try:

@@ -48,7 +48,7 @@ def running(folder: Path, *words: str, **settings: object) -> Iterator[Running]:
         process = subprocess.Popen(
             [sys.executable, "-m", *words],
             stdout=output, stderr=subprocess.STDOUT, cwd=folder,
-            env=environment(DDAEBM_PORT="0", DDAEBM_WORKERS="1", PYTHONPATH=str(ROOT), **variables),
+            env=environment(DDAEBM_PORT="0", DDAEBM_WORKERS="1", DDAEBM_THREADS="1", PYTHONPATH=str(ROOT), **variables),
         )  # fmt: skip
     with ExitStack() as stack:
         stack.callback(process.wait, PATIENCE)
