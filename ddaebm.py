@@ -194,7 +194,7 @@ def evaluate(
         others = {label: read_images(path, loaded.contract) for label, path in map(_assignment, ood or [])}
         test = read_images(data, loaded.contract)
         runtime = BundleRuntime(loaded)
-        report = ood_report(runtime.energy, loaded.scorer, loaded.config.num_steps, test, others)
+        report = ood_report(runtime.energy, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others)
         if classifier and train:
             unseen = split(read_images(train, loaded.contract)).held_out
             report["samples"] = quality_report(

@@ -130,7 +130,9 @@ def run_variant(name: str, args: argparse.Namespace) -> None:
         runtime, form = BundleRuntime(bundle, threads=1), contract(config.network)
         test, unseen = read_images(args.test, form), split(read_images(args.data, form)).held_out
         others = {label: read_images(path, form)[::FEWER] for label, path in args.ood}
-        report = ood_report(runtime.energy, bundle.scorer, config.network.num_steps, test[::FEWER], others)
+        report = ood_report(
+            runtime.energy, bundle.pixels, bundle.scorer, config.network.num_steps, test[::FEWER], others
+        )
         samples = quality_report(runtime.sample, *read_classifier(args.classifier), test, unseen, args.samples)
     flop = sampler_flop(config)
     line = {"steps": steps, "sampler_flop": flop, "samples": samples, "ood": report["ood"]}

@@ -29,9 +29,10 @@ from model.errors import (
 from model.explain import Explainer
 from model.files import read_arrays, write_folder
 from model.images import Contract
+from model.pixels import Pixels
 from model.scoring import Scorer
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "bundle.json"
 SHIPPED = Path(__file__).parent / "bundles"
 WEIGHTS = {
@@ -55,6 +56,7 @@ class Bundle:
     digest: str
     config: ModelConfig
     contract: Contract
+    pixels: Pixels
     scorer: Scorer
     explainer: Explainer
     training: Mapping[str, Any]  # recipe, steps and the like, for people
@@ -88,6 +90,7 @@ def write_bundle(
     name: str,
     config: ModelConfig,
     contract: Contract,
+    pixels: Pixels,
     scorer: Scorer,
     explainer: Explainer,
     training: Mapping[str, Any],
@@ -109,7 +112,7 @@ def write_bundle(
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
-            arrays = dataclasses.asdict(scorer) | dataclasses.asdict(explainer)
+            arrays = {key: of for part in (pixels, scorer, explainer) for key, of in dataclasses.asdict(part).items()}
             np.savez_compressed(handle, allow_pickle=False, **arrays)
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = {
@@ -144,8 +147,8 @@ def rewrite_bundle(
     """`bundle` with another calibration and other `files`, written to `path` as by `write_bundle`."""
     kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
     return write_bundle(
-        path, bundle.name, bundle.config, bundle.contract, scorer, explainer, bundle.training, bundle.splits,
-        {**kept, **files}, calibrated_on=calibrated_on,
+        path, bundle.name, bundle.config, bundle.contract, bundle.pixels, scorer, explainer,
+        bundle.training, bundle.splits, {**kept, **files}, calibrated_on=calibrated_on,
     )  # fmt: skip
 
 
@@ -202,6 +205,7 @@ def load_bundle(path: Path) -> Bundle:
             digest=hashlib.sha256(raw).hexdigest(),
             config=config,
             contract=contract,
+            pixels=Pixels(**_fields(Pixels, arrays)),
             scorer=Scorer(**_fields(Scorer, arrays)),
             explainer=Explainer(**_fields(Explainer, arrays)),
             training=manifest["training"],

@@ -13,20 +13,26 @@ from model.errors import DataError
 from model.explain import Explainer, fit_explainer
 from model.images import fingerprints
 from model.parallel import in_order, usable_cores
-from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics
-from model.scoring import Scorer, calibrate_scorer, fit_scorer, statistics
+from model.pixels import Pixels, fit_pixels, moments
+from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
+from model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough
 
 BATCH = 250
 _CARD_HEADING = "\n## Calibrated anew\n"
 
 
-def level_rows(energy: Session, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Rows of `model.scoring.statistics` for images (N, H, W, C), a batch at a time."""
-    return np.concatenate([statistics(levels.energies, levels.features) for levels in _levels(energy, images)])
+def level_rows(energy: Session, pixels: Pixels, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Rows of `model.runtime.score_rows` for images (N, H, W, C), a batch at a time."""
+    return np.concatenate([score_rows(levels, pixels) for levels in _levels(energy, images)])
 
 
-def fit(energy: Session, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]) -> tuple[Scorer, Explainer]:
+def fit(
+    energy: Session, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]
+) -> tuple[Pixels, Scorer, Explainer]:
     """Score and explanations of a new model, from images that its networks never saw.
+
+    The reference images go through the network three times, so that no more than a few batches of energy maps are in
+    memory.
 
     Args:
         reference: standardises; (m, H, W, C).
@@ -35,17 +41,12 @@ def fit(energy: Session, reference: NDArray[np.uint8], calibration: NDArray[np.u
     Raises:
         ConfigError: too few images.
     """
-    rows = []
-    total = squares = np.zeros(1)
-    for levels in _levels(energy, reference):
-        rows.append(statistics(levels.energies, levels.features))
-        maps = levels.energy_map.astype(np.float64)
-        total, squares = total + maps.sum(0), squares + (maps**2).sum(0)
-    mean = total / max(len(reference), 1)
-    std = np.sqrt(np.maximum(squares / max(len(reference), 1) - mean**2, 0))
-    calibration_rows = level_rows(energy, calibration)
-    scorer = fit_scorer(np.concatenate(rows), calibration_rows, levels=len(mean))
-    return scorer, fit_explainer(_log_energies(calibration_rows, mean), mean, std)
+    require_enough(len(reference), len(calibration))
+    mean, std = moments(levels.energy_map for levels in _levels(energy, reference))
+    pixels = fit_pixels((levels.energy_map for levels in _levels(energy, reference)), mean)
+    rows, calibration_rows = (level_rows(energy, pixels, images) for images in (reference, calibration))
+    scorer = fit_scorer(rows, calibration_rows, levels=len(mean), of_pixels=2 * len(mean))
+    return pixels, scorer, fit_explainer(_log_energies(calibration_rows, mean), mean, std)
 
 
 def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float) -> tuple[Bundle, float]:
@@ -76,7 +77,7 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
             f"{len(known)} of {len(images)} images were trained on (in order, from 0: {places});"
             " the model knows them too well to calibrate on: leave them out"
         )
-    rows = level_rows(BundleRuntime(bundle, device="cpu").energy, images)
+    rows = level_rows(BundleRuntime(bundle, device="cpu").energy, bundle.pixels, images)
     scorer = calibrate_scorer(bundle.scorer, rows)
     before = float((bundle.scorer.p_value(bundle.scorer.ood_score(rows)) <= alpha).mean())
     old = bundle.explainer
@@ -95,6 +96,6 @@ def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[LevelStatist
     return in_order(lambda part: level_statistics(energy, part), parts, usable_cores())
 
 
-def _log_energies(rows: NDArray[np.float64], pixels: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The first columns of `rows`, (n, T); `pixels` (T, H, W) knows T."""
-    return rows[:, : len(pixels)].astype(np.float32)
+def _log_energies(rows: NDArray[np.float64], maps: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The first columns of `rows`, (n, T); `maps` (T, H, W) knows T."""
+    return rows[:, : len(maps)].astype(np.float32)

@@ -25,6 +25,7 @@ from model.bundle import WEIGHTS, Bundle
 from model.config import ModelConfig
 from model.errors import BundleError, ConfigError
 from model.parallel import usable_cores
+from model.pixels import Pixels
 from model.sampling import draw_noise
 from model.scoring import Scorer, statistics
 
@@ -202,12 +203,17 @@ class BundleRuntime:
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
         """The scores of `score`, with the energy map behind them."""
-        return explain_levels(self.bundle.scorer, self.level_statistics(images))
+        return explain_levels(self.bundle.scorer, self.bundle.pixels, self.level_statistics(images))
 
 
-def explain_levels(scorer: Scorer, levels: LevelStatistics) -> Explained:
-    ood_score = scorer.ood_score(statistics(levels.energies, levels.features))
+def explain_levels(scorer: Scorer, pixels: Pixels, levels: LevelStatistics) -> Explained:
+    ood_score = scorer.ood_score(score_rows(levels, pixels))
     return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
+
+
+def score_rows(levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
+    """What the score is computed of, (B, T + T·F + 2T): log energies, features, statistics of pixels."""
+    return np.hstack([statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)])
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:

@@ -2,8 +2,14 @@
 
 The score is a Mahalanobis distance over the energies and hidden features of all levels, and how far each energy is from
 the one that an image with such features has, and from its mean: an image may be hard because it is rich (a striped
-shirt), or because it is not of this kind. It is fitted on the reference part of the held-out data and calibrated on the
-calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
+shirt), or because it is not of this kind. Two statistics of a level's standardised pixels (`model/pixels.py`) are taken
+in the same way, given the energies and the features:
+
+    S = distance² + D/T · Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ]
+
+with r the residuals of the energies, z the energies as they are, a and b the residuals of the largest pixel and of the
+pixels' 2-norm, all in standard deviations, and D = T + T·F. It is fitted on the reference part of the held-out data and
+calibrated on the calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
 Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*.
 """
 
@@ -28,17 +34,17 @@ def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -
 
 @dataclass(frozen=True)
 class Scorer:
-    """S(row) = ‖whitening·(row - mean)‖² + ‖max(0, surprise·(row - mean))‖², and the scores of held-out images."""
+    """S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖², and the scores of held-out images."""
 
-    mean: Floats  # (D,)
+    mean: Floats  # (D + 2T,)
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
-    surprise: Floats  # (4T, D): energies above and below what the features predict, and their means; in std, weighted
+    surprise: Floats  # (8T, D + 2T): r, -r, z, -z, then a and b, -a and -b of the formula; weighted
     calibration_scores: Floats  # (n,), ascending
 
     def ood_score(self, rows: Floats) -> Floats:
-        """High means out of distribution; (B,), unitless."""
+        """High means out of distribution; (B,), unitless. `rows` (B, D + 2T) as of `model.runtime.score_rows`."""
         centred = rows - self.mean
-        distance = np.square(centred @ self.whitening.T).sum(1)
+        distance = np.square(centred[:, : len(self.whitening)] @ self.whitening.T).sum(1)
         scores: Floats = distance + np.square(np.maximum(centred @ self.surprise.T, 0)).sum(1)
         return scores
 
@@ -69,8 +75,8 @@ class Scorer:
         return max(0.05, self.smallest_p)
 
 
-def fit_scorer(reference: Floats, calibration: Floats, levels: int) -> Scorer:
-    """Fit on `reference` rows (m, D), calibrate on disjoint `calibration` rows (n, D).
+def fit_scorer(reference: Floats, calibration: Floats, levels: int, of_pixels: int = 0) -> Scorer:
+    """Fit on `reference` rows (m, D + P), calibrate on disjoint `calibration` rows (n, D + P).
 
     The covariance is shrunk towards the diagonal by the oracle-approximating weight (Chen, Wiesel,
     Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23), on standardised
@@ -78,38 +84,54 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int) -> Scorer:
 
     Args:
         levels: T, the number of log energies, which are the first columns; 0 for a distance alone.
+        of_pixels: P, the number of statistics of pixels, which are the last; 0 for a score without them.
 
     Raises:
         ConfigError: fewer than two reference rows, or no calibration rows.
     """
-    if len(reference) < 2 or not len(calibration):
-        raise ConfigError(f"cannot calibrate with {len(reference)} reference and {len(calibration)} calibration images")
+    require_enough(len(reference), len(calibration))
     mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
     standard = (reference - mean) / std
-    covariance = standard.T @ standard / len(standard)
+    dim = len(mean) - of_pixels
+    covariance = standard[:, :dim].T @ standard[:, :dim] / len(standard)
     shrinkage = _oas_weight(covariance, len(standard))
-    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(mean))
+    covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
-    whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std
-    surprise = _surprise(standard, levels) / std
+    whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std[:dim]
+    surprise = _surprise(standard, levels, of_pixels) / std
     return calibrate_scorer(Scorer(mean, whitening, surprise, np.empty(0)), calibration)
 
 
-def _surprise(standard: Floats, levels: int) -> Floats:
-    """(4T, D). r, the log energies less their ridge regression on the features, over the residual's std; -r; z, the log
-    energies as they are; -z.
+def require_enough(reference: int, calibration: int) -> None:
+    """Raises ConfigError where a score cannot be fitted to so many images."""
+    if reference < 2 or not calibration:
+        raise ConfigError(f"cannot calibrate with {reference} reference and {calibration} calibration images")
 
-    All statistics of a level have D/T for their expected part in the distance: r above zero counts a quarter of that
-    times its square, r below zero and z an eighth. Too easy is strange too (digits, to a model of photographs), but
-    less often so.
+
+def _surprise(standard: Floats, levels: int, of_pixels: int) -> Floats:
+    """(4T + 2P, D + P). r, z and the residuals of the pixels' statistics, each above and below zero; in std, weighted.
+
+    All statistics of a level's energy have D/T for their expected part in the distance: r above zero counts a quarter
+    of that times its square, r below zero and z an eighth. Too easy is strange too (digits, to a model of photographs),
+    but less often so. Those of its pixels have an eighth together.
     """
-    energies, features = standard[:, :levels], standard[:, levels:]
-    gram = features.T @ features / len(features) + _RIDGE * np.eye(features.shape[1])
-    weights = np.linalg.solve(gram, features.T @ energies / len(features))  # (D - T, T)
-    std = np.maximum((energies - features @ weights).std(0), 1e-9)
-    r, z = np.hstack([np.eye(levels), -weights.T]) / std[:, None], np.eye(levels, standard.shape[1])
-    quarter, eighth = (np.sqrt(part * standard.shape[1] / max(levels, 1)) for part in (1 / 4, 1 / 8))
-    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z])
+    dim = standard.shape[1] - of_pixels
+    r = _residuals(standard, slice(0, levels), slice(levels, dim))
+    z = np.eye(levels, dim + of_pixels)
+    ab = _residuals(standard, slice(dim, dim + of_pixels), slice(0, dim))
+    quarter, eighth, sixteenth = (np.sqrt(part * dim / max(levels, 1)) for part in (1 / 4, 1 / 8, 1 / 16))
+    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z, sixteenth * ab, -sixteenth * ab])
+
+
+def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:
+    """Columns `wanted` less their ridge regression on columns `given`, over the residual's std: (wanted, columns)."""
+    x, y = standard[:, given], standard[:, wanted]
+    gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x.T @ y / len(x))
+    rows = np.zeros((y.shape[1], standard.shape[1]))
+    rows[:, wanted], rows[:, given] = np.eye(len(rows)), -weights.T
+    rows /= np.maximum((y - x @ weights).std(0), 1e-9)[:, None]
+    return rows
 
 
 def calibrate_scorer(scorer: Scorer, calibration: Floats) -> Scorer:

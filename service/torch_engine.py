@@ -51,6 +51,7 @@ class TorchEngine:
         self.contract = bundle.contract
         self.scorer = bundle.scorer
         self.explainer = bundle.explainer
+        self._pixels = bundle.pixels
         self._config = bundle.config
         generator = _load(Generator(bundle.config), bundle, "generator.safetensors")
         energy_net = _load(EnergyNet(bundle.config), bundle, "energy_net.safetensors")
@@ -71,7 +72,7 @@ class TorchEngine:
         return Scores(*self.explain(images)[:3])
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        return explain_levels(self.scorer, self._level_statistics(images))
+        return explain_levels(self.scorer, self._pixels, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first: the others then fit into its memory

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from model.calibration import level_rows
+from model.pixels import Pixels
 from model.runtime import Session
 from model.scoring import Scorer, false_alarm_interval
 
@@ -22,6 +23,7 @@ def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
 
 def ood_report(
     energy: Session,
+    pixels: Pixels,
     scorer: Scorer,
     num_steps: int,
     test: NDArray[np.uint8],
@@ -32,7 +34,7 @@ def ood_report(
     Args:
         test: in-distribution images that training and calibration never saw, (N, H, W, C).
     """
-    inside = level_rows(energy, test)
+    inside = level_rows(energy, pixels, test)
     inside_p = scorer.p_value(scorer.ood_score(inside))
     size = len(scorer.calibration_scores)
     possible = [alpha for alpha in ALPHAS if alpha >= scorer.smallest_p]
@@ -42,7 +44,7 @@ def ood_report(
         alarms.append({"alpha": alpha, "observed": float((inside_p <= alpha).mean()), "low": low, "high": high})
     sets = {}
     for name, images in ood.items():
-        outside = level_rows(energy, images)
+        outside = level_rows(energy, pixels, images)
         scores = scorer.ood_score(outside)
         sets[name] = {
             "images": len(images),

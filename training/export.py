@@ -81,7 +81,7 @@ def export(
     splits = split(load_data(data or config.data, network))
     files, errors = make_files(config, state)
     energy = make_session("energy.onnx", files)
-    scorer, explainer = fit(energy, splits.reference, splits.calibration)
+    pixels, scorer, explainer = fit(energy, splits.reference, splits.calibration)
     seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference), seen_before(run)])
     files["trained_on.npy"] = encode_npy(np.unique(seen))
 
@@ -92,7 +92,7 @@ def export(
         wanted = contract(network)
         others = {label: read_images(path, wanted) for label, path in (ood or {}).items()}
         images = read_images(test, wanted)
-        report = ood_report(energy, scorer, network.num_steps, images, others)
+        report = ood_report(energy, pixels, scorer, network.num_steps, images, others)
         if classifier:
             sampler = make_session("sampler.onnx", files)
             report["samples"] = quality_report(
@@ -104,7 +104,9 @@ def export(
     name = name or config.recipe
     card = model_card(name, train_command(config), training, digests, scorer, report)
     files["README.md"] = card.encode()
-    bundle = write_bundle(out, name, network, contract(network), scorer, explainer, training, digests, files, report)
+    bundle = write_bundle(
+        out, name, network, contract(network), pixels, scorer, explainer, training, digests, files, report
+    )
     return bundle, errors
 
 

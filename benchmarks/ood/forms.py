@@ -1,10 +1,11 @@
-"""Forms of the score beside the one that is used, on choice images and transforms that no report has.
+"""Forms of the score, on choice images and transforms that no report has: how its statistics of pixels were chosen.
 
     python -m benchmarks.ood.forms fashion-mnist --train FASHION --out runs/forms [-n 1000]
 
-Each form adds D/T · weight · Σ_k r_k² to the score. r_k is how far a statistic of level k's energy map lies from what a
-ridge regression on the energies and features expects, in standard deviations; or that above zero alone. Also the score
-with fewer levels, which would cost less. What the network says is kept in OUT, so that another form takes seconds.
+Each form adds D/T · weight · Σ_k r_k² to the score without pixels. r_k is how far a statistic of level k's energy map
+lies from what a ridge regression on the energies and features expects, in standard deviations; or that above zero
+alone. Also the score with fewer levels, which would cost less. What the network says is kept in OUT, so that another
+form takes seconds.
 """
 
 import argparse
@@ -128,9 +129,9 @@ def surprise(of: str, sets: Rows, levels: int) -> dict[str, Floats]:
 
 
 def forms(sets: Rows, levels: int) -> dict[str, dict[str, Floats]]:
-    """{form: {set: scores}}, the one that is used first."""
+    """{form: {set: scores}}, the score without pixels first."""
     now = _scores(sets, list(range(levels)), levels)
-    found = {"as it is": now}
+    found = {"without": now}
     for kept in ([0], [1], [0, 1], [0, 1, 2]):
         found[f"levels {', '.join(map(str, kept))} alone"] = _scores(sets, kept, levels)
     share = sets["reference"]["rows"].shape[1] / levels  # D/T

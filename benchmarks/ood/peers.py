@@ -17,8 +17,8 @@ from torch import nn
 from benchmarks.ood.sets import Images
 from model.calibration import BATCH
 from model.images import encode_png
-from model.runtime import BundleRuntime
-from model.scoring import fit_scorer, statistics
+from model.runtime import BundleRuntime, score_rows
+from model.scoring import fit_scorer
 
 Floats = NDArray[np.floating]
 Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)
@@ -32,7 +32,7 @@ class Looked:
     """Images, and what the energy network says of them."""
 
     images: Images
-    rows: Floats  # (N, T + T·F), as model.scoring.statistics
+    rows: Floats  # (N, T + T·F + 2T), as model.runtime.score_rows
     levels: int  # T
     seconds: float  # of the network, for all
 
@@ -46,7 +46,12 @@ class Looked:
 
     @property
     def features(self) -> Floats:
-        return self.rows[:, self.levels :]
+        return self.without_pixels[:, self.levels :]
+
+    @property
+    def without_pixels(self) -> Floats:
+        """Log energies and features, (N, T + T·F)."""
+        return self.rows[:, : -2 * self.levels]
 
     def first(self, count: int) -> "Looked":
         share = min(count, len(self.images)) / len(self.images)
@@ -57,7 +62,7 @@ def look(runtime: BundleRuntime, images: Images) -> Looked:
     rows, began = [], time.perf_counter()
     for i in range(0, len(images), BATCH):
         found = runtime.level_statistics(images[i : i + BATCH])
-        rows.append(statistics(found.energies, found.features))
+        rows.append(score_rows(found, runtime.bundle.pixels))
     seconds = time.perf_counter() - began
     return Looked(images, np.concatenate(rows), runtime.bundle.config.num_steps, seconds)
 
@@ -67,7 +72,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     mean, std = known.log_energies.mean(0), known.log_energies.std(0)
     lengths = png_bytes(known.images)
     levels = StandardScaler().fit(known.log_energies)
-    scorer = fit_scorer(known.rows, known.rows, known.levels)
+    scorer = fit_scorer(known.rows, known.rows, known.levels, of_pixels=2 * known.levels)
 
     def mean_z(looked: Looked) -> Floats:
         return ((looked.log_energies - mean) / std).mean(1)
@@ -81,7 +86,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     return found | {
         "energies, mean z": mean_z,
         "energies, Mahalanobis": _mahalanobis(known, lambda looked: looked.log_energies),
-        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.rows),
+        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.without_pixels),
         "energies, kNN (as MSMA)": _neighbours(levels.transform(known.log_energies),
                                                lambda looked: levels.transform(looked.log_energies)),
         "features, Mahalanobis": _mahalanobis(known, lambda looked: looked.features),

@@ -14,6 +14,7 @@ from benchmarks.ood import forms
 from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.report import discoveries, false_alarms, told_apart
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
+from model.pixels import fit_pixels
 from training.data import load_data
 from training.recipes import make_config
 
@@ -176,6 +177,13 @@ def test_statistics_of_energy_maps_against_reference_images() -> None:
         np.testing.assert_allclose(np.delete(after[name], 2, 1), np.delete(before[name], 2, 1))
 
 
+def test_the_score_looks_at_pixels_as_the_form_that_was_chosen_does() -> None:
+    maps = np.random.default_rng(1).gamma(4, 1, (60, 4, 8, 8)) * np.array([1, 10, 100, 1000])[:, None, None]
+    chosen = forms.map_statistics(maps[:9], forms.fit_pixels([maps]))
+    ours = fit_pixels([maps[:40], maps[40:]], maps.mean(0)).statistics(maps[:9])
+    np.testing.assert_allclose(ours, np.hstack([chosen["log: largest"], chosen["log: 2-norm"]]), rtol=1e-4, atol=1e-5)
+
+
 def test_forms_are_compared_on_choice_images(
     debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +193,7 @@ def test_forms_are_compared_on_choice_images(
     forms.main()
     first, (kept,) = capsys.readouterr().out, tmp_path.glob("*-60.npz")
     lines = first.splitlines()
-    assert lines[2].startswith("| as it is |")
+    assert lines[2].startswith("| without |")
     assert lines[2].endswith("| +0.000 |")
     assert len(lines) == 2 + 5 + 2 * (len(forms.RAW) + 4 * len(forms.OF_PIXELS))
     time = kept.stat().st_mtime_ns

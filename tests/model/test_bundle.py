@@ -23,10 +23,12 @@ from model.errors import (
 from model.explain import Explainer
 from model.files import encode_npy
 from model.images import Contract
+from model.pixels import Pixels
 from model.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.ones((2, 3)), np.arange(10.0))
+PIXELS = Pixels(*(np.full(shape, 3, np.float32) for shape in ((4, 1, 1), (4, 16, 16), (4, 16, 16))))
 EXPLAINER = Explainer(*(np.full(shape, 2, np.float32) for shape in ((4, 10), (4, 16, 16), (4, 16, 16))))
 SPLITS = {"train": {"count": 3}, "calibration": {"count": 10, "sha256": "ca"}}
 TRAINED_ON = np.array([3, 5], np.uint64)
@@ -38,7 +40,8 @@ FILES = {name: name.encode() * 10 for name in NEEDED} | {
 
 
 def write(path: Path, name: str = "demo", files: dict[str, bytes] = FILES) -> Bundle:
-    return write_bundle(path, name, CONFIG, Contract(16, 16, 1), SCORER, EXPLAINER, {"recipe": "debug"}, SPLITS, files)
+    form, training = Contract(16, 16, 1), {"recipe": "debug"}
+    return write_bundle(path, name, CONFIG, form, PIXELS, SCORER, EXPLAINER, training, SPLITS, files)
 
 
 @pytest.fixture
@@ -65,6 +68,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, SPLITS)
     for field in ("mean", "whitening", "surprise", "calibration_scores"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
+    for field in ("log_offset", "log_mean", "log_std"):
+        np.testing.assert_array_equal(getattr(loaded.pixels, field), getattr(PIXELS, field))
     for field in ("log_energies", "pixel_mean", "pixel_std"):
         np.testing.assert_array_equal(getattr(loaded.explainer, field), getattr(EXPLAINER, field))
     np.testing.assert_array_equal(loaded.fingerprints(), TRAINED_ON)
@@ -119,7 +124,7 @@ def test_a_manifest_must_name_what_serving_needs(bundle: Path, name: str) -> Non
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("version", [1, 2, 0, 99])
+@pytest.mark.parametrize("version", [1, 2, 3, 0, 99])
 def test_another_format_version_is_refused(bundle: Path, version: int) -> None:
     edit(bundle, lambda m: m.update(format_version=version))
     with pytest.raises(BundleVersionError, match=f"format {version}"):

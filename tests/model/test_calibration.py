@@ -41,19 +41,34 @@ def unseen(bundle: Bundle, splits: Splits) -> Images:
 
 def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
     images = load_data("shapes", runtime.bundle.config)[: BATCH + 3]
-    rows = level_rows(runtime.energy, images)
+    pixels = runtime.bundle.pixels
+    rows = level_rows(runtime.energy, pixels, images)
     features = runtime.level_statistics(images[:1]).features
-    assert rows.shape == (BATCH + 3, 4 + features.size)
-    np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, images[-3:]), rtol=1e-4, atol=1e-5)
+    assert rows.shape == (BATCH + 3, 4 + features.size + 8)
+    np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, pixels, images[-3:]), rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_are_standardised_by_the_reference_images(runtime: BundleRuntime, splits: Splits) -> None:
     reference = splits.reference[:BATCH]
-    _, explainer = fit(runtime.energy, np.concatenate([reference, reference]), splits.calibration[:30])
+    pixels, _, explainer = fit(runtime.energy, np.concatenate([reference, reference]), splits.calibration[:30])
     maps = runtime.level_statistics(reference).energy_map
     np.testing.assert_allclose(explainer.pixel_mean, maps.mean(0), rtol=1e-4)
     wide = maps.std(0) > maps.std(0).mean((1, 2), keepdims=True)
     np.testing.assert_allclose(explainer.pixel_std[wide], maps.std(0)[wide], rtol=1e-3)
+    logs = np.log(maps + 0.03 * maps.mean((0, 2, 3), keepdims=True))
+    np.testing.assert_allclose(pixels.log_mean, logs.mean(0), rtol=1e-3, atol=1e-4)
+    wide = logs.std(0) > logs.std(0).mean((1, 2), keepdims=True)
+    np.testing.assert_allclose(pixels.log_std[wide], logs.std(0)[wide], rtol=1e-3)
+
+
+def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: BundleRuntime, splits: Splits) -> None:
+    pixels, scorer, _ = fit(runtime.energy, splits.reference, splits.calibration)
+    for field in ("log_offset", "log_mean", "log_std"):
+        np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.bundle.pixels, field), rtol=1e-5)
+    rows = level_rows(runtime.energy, pixels, splits.calibration)
+    np.testing.assert_allclose(np.sort(scorer.ood_score(rows)), runtime.bundle.scorer.calibration_scores, rtol=1e-3)
+    assert np.abs(scorer.surprise[:16, -8:]).max() == 0
+    assert np.abs(scorer.surprise[16:, -8:]).max(1).min() > 0
 
 
 def test_nothing_to_fit_on_is_refused(runtime: BundleRuntime, splits: Splits) -> None:

@@ -19,7 +19,6 @@ from model.errors import BundleError, ConfigError
 from model.graphs import to_pixels
 from model.runtime import BundleRuntime, choose_providers, engine_cache
 from model.schedule import make_schedule
-from model.scoring import statistics
 from training.data import load_data, split, to_tensor
 from training.export import load_run
 from training.trainer import generate
@@ -205,11 +204,23 @@ def test_scores_do_not_depend_on_the_batch(runtime: BundleRuntime) -> None:
 def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: BundleRuntime) -> None:
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
     scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
-    rows = statistics(levels.energies, levels.features)
+    of_pixels = runtime.bundle.pixels.statistics(levels.energy_map)
+    rows = np.hstack([np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels])
     np.testing.assert_allclose(scores.ood_score, scorer.ood_score(rows))
     calibration = scorer.calibration_scores
     expected = [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in scores.ood_score]
     np.testing.assert_allclose(scores.p_value, expected)
+
+
+def test_a_few_bad_pixels_raise_the_score(runtime: BundleRuntime) -> None:
+    images = split(load_data("shapes", runtime.bundle.config)).choice[:60]
+    bad = images.copy()
+    rows, columns = np.random.default_rng(3).integers(0, 16, (2, 60, 3))
+    for image, y, x in zip(bad, rows, columns, strict=True):
+        image[y, x] = 255 - image[y, x]
+    before, after = runtime.score(images), runtime.score(bad)
+    assert (after.ood_score > before.ood_score).mean() > 0.9
+    assert np.median(after.p_value) < np.median(before.p_value) / 3
 
 
 def test_calibration_images_score_as_the_bundle_recorded(runtime: BundleRuntime) -> None:

@@ -189,6 +189,26 @@ def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much
     assert (with_it.p_value(with_it.ood_score(reference + shift)) <= 0.01).mean() > 0.99
 
 
+def with_pixels(count: int, seed: int) -> Floats:
+    """Rows of `with_energies`, then four statistics that they explain but for noise."""
+    rows = with_energies(count, seed)
+    mix = np.random.default_rng(98).standard_normal((12, 4))
+    return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 4))])
+
+
+def test_score_is_its_formula_with_the_pixels() -> None:
+    reference, others = with_pixels(3000, seed=13), with_pixels(500, seed=14) * 1.2
+    scorer = fit_scorer(reference, others, levels=2, of_pixels=4)
+    without = fit_scorer(reference[:, :12], others[:, :12], levels=2)
+    centre, scale = reference.mean(0), reference.std(0)
+    known, new = (reference - centre) / scale, (others - centre) / scale
+    ridge = Ridge(alpha=0.01 * 3000, fit_intercept=False).fit(known[:, :12], known[:, 12:])
+    std = (known[:, 12:] - ridge.predict(known[:, :12])).std(0)
+    residuals = (new[:, 12:] - ridge.predict(new[:, :12])) / std
+    expected = without.ood_score(others[:, :12]) + 12 / 2 / 16 * np.square(residuals).sum(1)
+    np.testing.assert_allclose(scorer.ood_score(others), expected, rtol=1e-9)
+
+
 def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
     dim = 20
     scorer = fit_scorer(correlated(1000, dim, seed=3), correlated(999, dim, seed=4), levels=4)

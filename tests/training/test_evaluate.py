@@ -30,7 +30,7 @@ def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:
     inside = split(load_data("shapes", runtime.bundle.config)).choice
     outside = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
     scorer = runtime.bundle.scorer
-    report = ood_report(runtime.energy, scorer, 4, inside, {"noise": outside, "itself": inside})
+    report = ood_report(runtime.energy, runtime.bundle.pixels, scorer, 4, inside, {"noise": outside, "itself": inside})
     a, b = runtime.score(inside), runtime.score(outside)
 
     assert report["test_images"] == len(inside)
@@ -50,6 +50,6 @@ def test_an_alpha_that_can_never_fire_is_left_out(runtime: BundleRuntime) -> Non
     whole = runtime.bundle.scorer
     scorer = dataclasses.replace(whole, calibration_scores=whole.calibration_scores[:30])
     images = load_data("shapes", runtime.bundle.config)[:10]
-    report = ood_report(runtime.energy, scorer, 4, images, {"same": images})
+    report = ood_report(runtime.energy, runtime.bundle.pixels, scorer, 4, images, {"same": images})
     assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]
     assert set(report["ood"]["same"]["detected"]) == {"0.05", "0.1"}
