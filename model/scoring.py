@@ -15,6 +15,7 @@ Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outlie
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,7 @@ def fdr_threshold(p_values: NDArray[np.floating], fdr: float, counts: NDArray[np
     return float(distinct[passing].max(initial=0.0))
 
 
+@cache  # tens of milliseconds, and the service tells it with each description of a model
 def false_alarm_interval(alpha: float, n: int, confidence: float = 0.99) -> tuple[float, float]:
     """Where the realised false-alarm rate of one calibration set of n lies with `confidence`.
 

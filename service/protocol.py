@@ -23,17 +23,26 @@ from service.logs import log_request
 from service.state import Service
 
 
+class Connections(ServerState):
+    """All connections of a server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.awaited: dict[HttpProtocol, None] = {}  # where the client's turn it is, the longest first
+
+
 class HttpProtocol(HttpToolsProtocol):
     """One connection. The parser calls `on_…` as it goes through what `data_received` feeds it."""
 
     def __init__(
         self,
         config: Config,
-        server_state: ServerState,
+        server_state: Connections,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.all_awaited = server_state.awaited
         service: Service = cast(FastAPI, config.app).state.service  # connections come once the app has started
         self.settings, self.metrics = settings, _ = service.settings, service.metrics
         self.seconds = {
@@ -59,18 +68,17 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.metrics.connections.set(len(self.connections))
-        self.since = self.loop.time()
+        self._await_client()
         self._watch()
         if len(self.connections) > self.settings.max_connections:
             self._make_room()
 
     def _make_room(self) -> None:
         """Close the connection that has kept us waiting for longest; if none does, turn this one away."""
-        others = cast(set[HttpProtocol], self.connections) - {self}
-        waiting = [other for other in others if not other.busy or other.receiving == "body"]
-        if waiting:
-            oldest = min(waiting, key=lambda other: other.since)
-            self.connections.discard(oldest)  # it hears of its end later; another might come before
+        oldest = next(iter(self.all_awaited))
+        if oldest is not self:
+            del self.all_awaited[oldest]  # it hears of its end later; another might come before
+            self.connections.discard(oldest)
             oldest.transport.abort()
             self.metrics.rejected.labels("too_many_connections").inc()
         else:
@@ -86,6 +94,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.metrics.connections.set(len(self.connections))
         self.ended = True
         self._watch()
+        self.all_awaited.pop(self, None)
         if self.send_timer:
             self.send_timer.cancel()
 
@@ -121,7 +130,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         self.receiving, self.begun = "head", False
-        self.since = self.loop.time()
+        self._await_client()
 
     def on_message_begin(self) -> None:
         self._expect_head()
@@ -169,7 +178,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._unset_keepalive_if_required()  # `timer` has that as well
-        self.since = self.loop.time()
+        self._await_client()
         if self.transport.is_closing():  # once everything is sent
             self._expect_taken()
         self._watch()
@@ -231,8 +240,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     # Time
 
+    def _await_client(self) -> None:
+        self.since = self.loop.time()
+        self.all_awaited.pop(self, None)
+        self.all_awaited[self] = None
+
     def _watch(self) -> None:
         """Have the timer wait for what is due from the client: nothing while it is our turn."""
+        if self.busy and self.receiving != "body":
+            self.all_awaited.pop(self, None)
         awaited = None if self.busy or self.ended else self.receiving
         if awaited == self.awaited:
             return

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.logs import log_config
-from service.protocol import HttpProtocol
+from service.protocol import Connections, HttpProtocol
 from service.settings import Settings
 from service.state import Service
 
@@ -29,6 +29,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
+        self.server_state = Connections()
         self._reloads: set[asyncio.Future[None]] = set()
 
     @contextmanager

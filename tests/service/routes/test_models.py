@@ -38,3 +38,11 @@ def test_an_alpha_that_can_never_fire_has_no_interval(make_client: MakeClient, e
 @pytest.mark.parametrize("name", ["nobody", "%2e%2e", "%00", "%ED%A0%80", "%F0%9F%90%88", "x" * 5_000])
 def test_an_unknown_name_is_404(client: TestClient, name: str) -> None:
     check_problem(client.get(f"/v1/models/{name}"), 404, "unknown-model")
+
+
+def test_the_intervals_are_computed_once(make_client: MakeClient) -> None:
+    client = make_client()
+    client.get("/v1/models")
+    before = false_alarm_interval.cache_info().misses
+    assert client.get("/v1/models").json() == client.get("/v1/models").json()
+    assert false_alarm_interval.cache_info().misses == before
