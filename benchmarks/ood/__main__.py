@@ -13,6 +13,8 @@ a strange image. Out of distribution is the positive class.
 
 import argparse
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,10 @@ def measure(
     }
 
 
-def write_section(doc: Path, name: str, section: str) -> None:
-    """Put `section` between the bundle's two marks in `doc`."""
+def write_section(doc: Path, name: str, section: str, figures: Mapping[str, Path | None]) -> None:
+    """Put `figures`, by what they show, and `section` between the bundle's two marks in `doc`."""
+    shown = [f"![{text}]({os.path.relpath(file, doc.parent)})\n\n" for text, file in figures.items() if file]
+    section = "".join(shown) + section
     begin, end = (f"<!-- ood:{name}:{mark} -->" for mark in ("begin", "end"))
     before, found, rest = doc.read_text().partition(begin)
     _, closed, after = rest.partition(end)
@@ -108,7 +112,8 @@ def main() -> None:
     if args.plot:
         write_file(args.plot, plot(result))
     if args.doc:
-        write_section(args.doc, result["name"], section)
+        figures = {"ordinary images, then a row of each set": args.pictures, "AUROC of each set": args.plot}
+        write_section(args.doc, result["name"], section, figures)
 
 
 if __name__ == "__main__":

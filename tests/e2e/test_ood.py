@@ -140,14 +140,15 @@ def test_the_whole_on_a_small_bundle(
         assert row["ms"] > 0
     assert result["detectors"]["PCA reconstruction"]["sets"]["uniform noise"]["auroc"] == 1
     section = (tmp_path / "out" / "debug.md").read_text()
-    assert doc.read_text() == f"before\n<!-- ood:debug:begin -->\n{section}<!-- ood:debug:end -->\nafter\n"
+    shown = "![ordinary images, then a row of each set](sets.png)\n\n![AUROC of each set](plot.png)\n\n"
+    assert doc.read_text() == f"before\n<!-- ood:debug:begin -->\n{shown}{section}<!-- ood:debug:end -->\nafter\n"
     assert section.strip() in capsys.readouterr().out
     for file in ("plot.png", "sets.png"):
         assert np.asarray(Image.open(io.BytesIO((tmp_path / file).read_bytes()))).std() > 10
 
     doc.write_text("no marks")
     with pytest.raises(SystemExit, match="<!-- ood:debug:begin -->"):
-        benchmark.write_section(doc, "debug", section)
+        benchmark.write_section(doc, "debug", section, {})
     np.save(tmp_path / "test.npy", shapes[:89])
     with pytest.raises(SystemExit):
         benchmark.main()
