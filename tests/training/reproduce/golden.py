@@ -1,0 +1,84 @@
+"""The numbers of one tiny run of each figure: what a figure computes must not change unknowingly.
+
+python -m tests.training.reproduce.golden [FIGURE ...]     writes them anew
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.config import ModelConfig
+from model.images import Contract
+from tests.conftest import make_debug_bundle, make_debug_run
+from training.classifier import Classifier, write_classifier
+from training.data import made_shapes
+from training.recipes import make_config
+from training.reproduce import reproduce
+
+FOLDER = Path(__file__).parent / "golden"
+TIMES = ("seconds", "steps_per_second")  # which no two machines share
+
+
+def shapes(folder: Path) -> str:
+    """PATH of the images that the debug bundle was trained on."""
+    path = folder / "shapes.npy"
+    np.save(path, made_shapes(make_config("debug").network))
+    return str(path)
+
+
+def unseen_shapes(folder: Path, count: int = 40) -> str:
+    """PATH of shapes that it was not trained on: of every sort, mirrored so that none is the same."""
+    path = folder / "unseen.npy"
+    other = made_shapes(ModelConfig(data_shape=(1, 16, 16)), count=6_000)[-count:]
+    np.save(path, np.rot90(other, axes=(1, 2)) // 2)
+    return str(path)
+
+
+def untrained_classifier(folder: Path) -> str:
+    """PATH of a classifier whose features are those of its random beginning."""
+    path = folder / "classifier.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        write_classifier(path, Classifier(Contract(16, 16, 1), ("disc", "square")))
+    return str(path)
+
+
+def _samples(folder: Path, bundle: Path) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle), "data": shapes(folder), "classifier": untrained_classifier(folder), "images": 30,
+    }  # fmt: skip
+
+
+RUNS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "toy": lambda folder, bundle: {"steps": 10},
+    "samples": _samples,
+    "noise": lambda folder, bundle: {"bundle": str(bundle), "data": unseen_shapes(folder)},
+}
+
+
+def numbers(figure: str, folder: Path, bundle: Path) -> dict[str, Any]:
+    """metrics.json of the figure's tiny run, without what depends on the machine or on a file's hash."""
+    metrics = reproduce(figure, folder / figure, RUNS[figure](folder, bundle) | {"device": "cpu"})
+    return {k: v for k, v in metrics.items() if k not in (*TIMES, "digest", "classifier")}
+
+
+def flat(metrics: Any, name: str = "") -> dict[str, float]:
+    """The numbers among nested metrics by their path, for pytest.approx, which takes nothing else."""
+    if not isinstance(metrics, (dict, list)):
+        return {name: metrics} if isinstance(metrics, (int, float)) else {}
+    items = metrics.items() if isinstance(metrics, dict) else enumerate(metrics)
+    return {path: value for key, inner in items for path, value in flat(inner, f"{name}/{key}").items()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as made:
+        debug_bundle = make_debug_bundle(make_debug_run(Path(made) / "run"))
+        for name in sys.argv[1:] or RUNS:
+            (FOLDER / f"{name}.json").write_text(json.dumps(numbers(name, Path(made), debug_bundle), indent=1) + "\n")
