@@ -240,6 +240,7 @@ def reproduce(
     classifier: Annotated[str | None, typer.Option(help=_CLASSIFIER_HELP)] = None,
     dataset: Annotated[str | None, typer.Option(help="toy: 25-gaussians, pinwheel or swiss-roll; steps")] = None,
     recipe: Annotated[str | None, typer.Option(help="toy: toy, or toy-paper for the paper's own settings")] = None,
+    size: Annotated[int | None, typer.Option(min=4, help="nice: side that images are brought to")] = None,
     images: Annotated[int | None, typer.Option(min=2, help="how many to measure")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="0")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="train steps; the figure's by default")] = None,
@@ -250,7 +251,7 @@ def reproduce(
     from training.reproduce import reproduce as make
 
     options = {"data": data, "bundle": bundle, "classifier": classifier, "dataset": dataset, "recipe": recipe,
-               "images": images, "seed": seed, "steps": steps, "device": device}  # fmt: skip
+               "size": size, "images": images, "seed": seed, "steps": steps, "device": device}  # fmt: skip
     try:
         metrics = make(figure, out, {name: value for name, value in options.items() if value is not None})
     except UsageError as error:

@@ -10,8 +10,11 @@ from model.errors import ConfigError
 
 FIGURES = {
     "toy": "Figure 1",
+    "nice": "Figure 2",
     "samples": "Figure 3",
     "noise": "Figure 4",
+    "steps": "Figure 5",
+    "ablations": "what each part of the loss is for",
 }
 
 

@@ -2,9 +2,9 @@
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.bundle import Bundle
 from model.errors import ConfigError, DataError
@@ -27,10 +27,13 @@ from model.sampling import Noise, draw_noise, sample
 from model.schedule import make_schedule
 from training import checkpoint
 from training.config import TrainConfig
+from training.interrupt import Interrupt
 from training.step import TrainState, make_state
 from training.trainer import train
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+Net = TypeVar("Net", bound=nn.Module)
+Measure: TypeAlias = Callable[[TrainState], Mapping[str, float]]
 
 
 def encode_figure(figure: Figure, dpi: int = 120) -> bytes:
@@ -96,6 +99,62 @@ def train_to_the_end(
     if state.step < config.steps:
         raise KeyboardInterrupt
     return state
+
+
+def keep(folder: Path, measure: Measure) -> Callable[[TrainState], None]:
+    """What `train` is to do on the way: measure, once for each step, into `folder`."""
+
+    def observe(state: TrainState) -> None:
+        path = folder / "measured" / f"step-{state.step:07d}.npz"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_file(path, encode_npz({name: np.array(value) for name, value in measure(state).items()}))
+
+    return observe
+
+
+def curve(folder: Path, every: int, total: int) -> dict[str, list[float]]:
+    """What was kept, by name, at each multiple of `every` and at the end; not where a run was stopped in between."""
+    places = sorted({*range(every, total + 1, every), total})
+    rows = [read_arrays((folder / "measured" / f"step-{step:07d}.npz").read_bytes()) for step in places]
+    return {"train_steps": [*places], **{name: [float(row[name]) for row in rows] for name in rows[0]}}
+
+
+def fit(
+    path: Path, what: str, nets: nn.Module, optimizers: Sequence[torch.optim.Optimizer], steps: int,
+    step: Callable[[int], None], every: int = 500,
+) -> None:  # fmt: skip
+    """Call `step(i)` for i up to `steps`; `nets` and `optimizers`, which it changes, are kept in `path`.
+
+    Raises:
+        KeyboardInterrupt: it was asked to stop, and has kept what there is.
+    """
+    done = 0
+    if path.exists():
+        saved = torch.load(io.BytesIO(path.read_bytes()), weights_only=True)
+        nets.load_state_dict(saved["nets"])
+        for optimizer, moments in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(moments)
+        done = saved["step"]
+    with Interrupt() as interrupt, progress(what, steps) as tick:
+        tick(done, found=True)
+        for i in range(done, steps):
+            step(i)
+            tick(1)
+            if i + 1 == steps or (i + 1) % every == 0 or interrupt:
+                buffer = io.BytesIO()
+                moments = [optimizer.state_dict() for optimizer in optimizers]
+                torch.save({"nets": nets.state_dict(), "optimizers": moments, "step": i + 1}, buffer)
+                write_file(path, buffer.getvalue())
+            if interrupt:
+                raise KeyboardInterrupt
+
+
+def seeded(seed: int, make: Callable[[], Net], device: torch.device) -> Net:
+    """What `make` makes, its random beginning that of `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().to(device)
 
 
 def choose_device(device: str) -> torch.device:
