@@ -45,7 +45,7 @@ class Dataset(NamedTuple):
 
 
 DATASETS = {
-    "25-gaussians": Dataset("toy", 16_000, 10_000, ("within_4_sigma", "modes", "kl_density")),
+    "25-gaussians": Dataset("toy", 16_000, 10_000, ("within_4_sigma", "smallest_mode", "kl_density")),
     "fashion-mnist": Dataset("fashion-mnist", 400, 1_000, ("fd_classifier", "precision", "recall")),
 }
 

@@ -104,6 +104,8 @@ def flat(metrics: Any, name: str = "") -> dict[str, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with TemporaryDirectory() as made:
-        debug_bundle = make_debug_bundle(make_debug_run(Path(made) / "run"))
-        for name in sys.argv[1:] or RUNS:
+        chosen = sys.argv[1:] or list(RUNS)
+        needs_bundle = {"samples", "noise"} & set(chosen)
+        debug_bundle = make_debug_bundle(make_debug_run(Path(made) / "run")) if needs_bundle else Path()
+        for name in chosen:
             (FOLDER / f"{name}.json").write_text(json.dumps(numbers(name, Path(made), debug_bundle), indent=1) + "\n")
