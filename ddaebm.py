@@ -231,20 +231,35 @@ def calibrate(
 
 @app.command()
 def reproduce(
-    figure: Annotated[str, typer.Argument(help="toy (Figure 1)")],
+    figure: Annotated[
+        str, typer.Argument(help="toy, nice, samples, noise, steps (Figures 1 to 5) or ablations: docs/paper.md")
+    ],
     out: Annotated[Path, typer.Option(help="folder for figure.png, metrics.json and the arrays behind them")],
-    dataset: Annotated[str, typer.Option(help="25-gaussians, pinwheel or swiss-roll")] = "25-gaussians",
-    recipe: Annotated[str, typer.Option(help="toy, or toy-paper for the paper's own settings")] = "toy",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(min=1, help="train steps; the recipe's by default")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    data: Annotated[str | None, typer.Option(help=f"real images: {_PATH_HELP}")] = None,
+    bundle: Annotated[str | None, typer.Option(help=f"samples, noise: {_BUNDLE_HELP}")] = None,
+    classifier: Annotated[str | None, typer.Option(help=_CLASSIFIER_HELP)] = None,
+    dataset: Annotated[str | None, typer.Option(help="toy: 25-gaussians, pinwheel or swiss-roll; steps")] = None,
+    recipe: Annotated[str | None, typer.Option(help="toy: toy, or toy-paper for the paper's own settings")] = None,
+    size: Annotated[int | None, typer.Option(min=4, help="nice: side that images are brought to")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="how many to measure")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="0")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="train steps; the figure's by default")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
 ) -> None:
     """Make a figure of the paper anew. Interrupted, the same command goes on where it stopped."""
-    if figure != "toy":
-        raise typer.BadParameter(f"no figure {figure!r}; there is toy")
-    from training.reproduce import toy
+    from training.reproduce import UsageError
+    from training.reproduce import reproduce as make
 
-    print(json.dumps(toy.reproduce(out, recipe, dataset, seed, steps, device), indent=2))
+    options = {"data": data, "bundle": bundle, "classifier": classifier, "dataset": dataset, "recipe": recipe,
+               "size": size, "images": images, "seed": seed, "steps": steps, "device": device}  # fmt: skip
+    try:
+        metrics = make(figure, out, {name: value for name, value in options.items() if value is not None})
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    except KeyboardInterrupt:
+        print(f"{out}: stopped; the same command goes on where it did", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(json.dumps(metrics, indent=2))
 
 
 @app.command()

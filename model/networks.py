@@ -63,21 +63,27 @@ class EnergyNet(nn.Module):
             self.embed = StepEmbedding(config.num_steps, config.embed_dim)
             self.backbone = UNet(config, channels, channels * (1 + config.energy_denoises))
         else:
-            self.backbone = MLP(config, channels, channels if self.curvature else 1)
+            seen = channels * (1 + config.energy_sees_next)
+            self.backbone = MLP(config, seen, channels if self.curvature else 1)
 
     def levels(self, x_t: Tensor, k: Tensor) -> Levels:
         return self._read(x_t, k)[0]
 
-    def energy_and_guess(self, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """E (B,) and, with `config.energy_denoises`, a guess of x_clean (B, C, H, W); else one of no channels."""
-        levels, x0_guess = self._read(x_t, k)
+    def energy_and_guess(self, x_t: Tensor, k: Tensor, *x_tp1: Tensor) -> tuple[Tensor, Tensor]:
+        """E (B,) and, with `config.energy_denoises`, a guess of x_clean (B, C, H, W); else one of no channels.
+
+        Args:
+            x_tp1: the next state, with `config.energy_sees_next`; else none.
+        """
+        levels, x0_guess = self._read(x_t, k, *x_tp1)
         return levels.energies, x0_guess
 
     def forward(self, x_t: Tensor, k: Tensor) -> Tensor:
         return self.levels(x_t, k).energies
 
-    def _read(self, x_t: Tensor, k: Tensor) -> tuple[Levels, Tensor]:
-        out, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
+    def _read(self, x_t: Tensor, k: Tensor, *x_tp1: Tensor) -> tuple[Levels, Tensor]:
+        seen = torch.cat([x_t, *x_tp1], 1) if x_tp1 else x_t
+        out, features = self.backbone(seen, self.embed(k) if self.is_image else k)
         h, x0_guess = out[:, : self.channels], out[:, self.channels :]
         energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
         if not self.is_image:

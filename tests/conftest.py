@@ -19,9 +19,7 @@ from model.bundle import MANIFEST
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-@pytest.fixture(scope="session")
-def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder of a few steps of the debug recipe. Copy it before changing it."""
+def make_debug_run(run: Path) -> Path:
     from training.checkpoint import write_config
     from training.data import load_data, split
     from training.recipes import make_config
@@ -30,20 +28,29 @@ def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = make_config("debug").override(
         {"steps": "6", "checkpoint_every": "3", "log_every": "2", "sample_every": "3"}
     )
-    run = tmp_path_factory.mktemp("debug") / "run"
     write_config(run, config)
     train(config, split(load_data(config.data, config.network)).train, run, device="cpu")
     return run
 
 
+def make_debug_bundle(run: Path) -> Path:
+    from training.export import export
+
+    out = run.parent / "bundle"
+    export(run, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a few steps of the debug recipe. Copy it before changing it."""
+    return make_debug_run(tmp_path_factory.mktemp("debug") / "run")
+
+
 @pytest.fixture(scope="session")
 def debug_bundle(debug_run: Path) -> Path:
     """Bundle folder exported from `debug_run`. Copy it before changing it."""
-    from training.export import export
-
-    out = debug_run.parent / "bundle"
-    export(debug_run, out)
-    return out
+    return make_debug_bundle(debug_run)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from model.config import ModelConfig
 from model.errors import ConfigError
 
 _CHOICES = {
-    "contrast": ("difference", "relativistic"),
+    "contrast": ("difference", "relativistic", "non-saturating"),
     "gradient_penalty": ("r1", "conditional"),
     "precision": ("fp32", "bf16"),
+    "reconstruct_from": ("encoder", "prior"),
 }
 
 
@@ -37,7 +38,7 @@ class TrainConfig:
     lr_energy: float = 2e-4
     lr_final: float = 1e-5  # both follow a cosine down to it
     adam_betas: tuple[float, float] = (0.0, 0.9)
-    contrast: str = "difference"  # of real and generated energies, the paper's; or "relativistic"
+    contrast: str = "difference"  # the paper's, of energies; or "relativistic", or "non-saturating", DDGAN's
     gradient_penalty: str = "r1"  # or "conditional", the paper's
     penalize_generated: bool = False  # the gradient penalty at generated x_t too
     gamma: float = 0.02
@@ -45,6 +46,8 @@ class TrainConfig:
     entropy_weight: float = 0.1  # lambda; 1 is the divergence itself
     denoise_weight: float = 0.0  # of the energy network's second task, for which network.energy_denoises makes room
     value_penalty: float = 0.0  # weight on squared energies, so that they stay near those of data
+    forward_weight: float = 1.0  # of KL(q ‖ p_phi) beside KL(p_phi ‖ p_theta); 1 is Jeffrey's divergence
+    reconstruct_from: str = "encoder"  # x_t from the encoder's latent; or "prior": from a draw that knows nothing of it
     likelihood_floor: float = 0.0  # 0: squared error, the paper's; > 0: the posterior's variance, at least this
     noise_at_zero: bool = False  # in training the generated x_0 has the noise of state 0; in sampling never
     ema_decay: float = 0.999
@@ -60,7 +63,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("encoder_steps", "lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed",
-                     "denoise_weight", "value_penalty", "likelihood_floor"):  # fmt: skip
+                     "denoise_weight", "value_penalty", "forward_weight", "likelihood_floor"):  # fmt: skip
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be finite and not negative, not {getattr(self, name)}")
         for name, choices in _CHOICES.items():
@@ -71,6 +74,13 @@ class TrainConfig:
                 f"denoise_weight {self.denoise_weight:g} and network.energy_denoises {self.network.energy_denoises}"
                 " contradict each other: a weight above 0 needs the output, and the output a weight"
             )
+        if (self.contrast == "non-saturating") != self.network.energy_sees_next:
+            raise ConfigError(
+                f"contrast {self.contrast} and network.energy_sees_next {self.network.energy_sees_next} contradict each"
+                " other: a discriminator sees the pair, of which an energy need not be told the half that it is given"
+            )
+        if self.network.energy_sees_next and self.gradient_penalty != "r1":
+            raise ConfigError("gradient_penalty must be r1 with network.energy_sees_next: it is conditional by itself")
         if self.flip and not self.network.is_image:
             raise ConfigError("flip mirrors images; points have no left and right")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):

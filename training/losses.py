@@ -20,11 +20,20 @@ def contrast(energy_real: Tensor, energy_gen: Tensor, kind: str) -> Tensor:
     """What the energy network lowers, (B,): real energies against those of generated x_t, pair by pair.
 
     "difference" is the paper's E(x_t) - E(x_t_gen). "relativistic" is its softplus, which stops pushing a pair apart
-    once it is: exchanged, it is also what the generator lowers (Jolicoeur-Martineau 2019, *The relativistic
-    discriminator*, and R3GAN, Huang et al. 2024).
+    once it is (Jolicoeur-Martineau 2019, *The relativistic discriminator*, and R3GAN, Huang et al. 2024).
+    "non-saturating" is a classifier's cross-entropy, -E being its logit (Goodfellow et al. 2014; DDGAN).
     """
+    if kind == "non-saturating":
+        return F.softplus(energy_real) + F.softplus(-energy_gen)
     difference = energy_real - energy_gen
     return F.softplus(difference) if kind == "relativistic" else difference
+
+
+def generator_contrast(energy_real: Tensor, energy_gen: Tensor, kind: str) -> Tensor:
+    """What the generator lowers against that `contrast`, (B,): the energy itself for "difference"."""
+    if kind == "relativistic":
+        return F.softplus(energy_gen - energy_real)
+    return F.softplus(energy_gen) if kind == "non-saturating" else energy_gen
 
 
 def gradient_penalty(

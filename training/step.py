@@ -25,6 +25,7 @@ from training.losses import (
     denoising,
     forward_kl,
     gaussian_log_prob,
+    generator_contrast,
     gradient_penalty,
     reverse_kl,
     value_penalty,
@@ -120,7 +121,7 @@ def train_step(
     z_encoded = mean + (0.5 * log_var).exp() * draws.eps_z
     x0_hat, x0_rec = generator(torch.cat([x_tp1, x_tp1]), torch.cat([draws.z, z_encoded]), torch.cat([k, k])).chunk(2)
     x_t_gen = diffusion.posterior_sample(x0_hat, x_tp1, k, draws.eps_gen, config.noise_at_zero)
-    x_t_rec = diffusion.posterior_mean(x0_rec, x_tp1, k)
+    x_t_rec = diffusion.posterior_mean(x0_rec if config.reconstruct_from == "encoder" else x0_hat, x_tp1, k)
 
     # Energy. Its slope at x_gen is wanted too: by itself, or for nothing from the energy's backward pass.
     x_gen = x_t_gen.detach().requires_grad_()
@@ -138,15 +139,14 @@ def train_step(
     # Generator and encoder: Jeffrey's divergence. The energy is taken to first order around x_t_gen:
     # its value and gradient are at hand, so that the network need not run again.
     energy_first_order = energy_gen.detach() + (slope * (x_t_gen - x_gen.detach())).flatten(1).sum(1)
-    log_q = diffusion.log_q(x_tp1, x_t_gen, k)
+    raised = generator_contrast(energy_real.detach(), energy_first_order, config.contrast)
+    # An energy that sees x_tp1 is the conditional one as it is.
+    log_q = torch.zeros_like(raised) if config.network.energy_sees_next else diffusion.log_q(x_tp1, x_t_gen, k)
     log_r = gaussian_log_prob(draws.z, *encoder(x_t_gen, x_tp1, k))
-    raised = energy_first_order
-    if config.contrast == "relativistic":
-        raised = contrast(energy_first_order, energy_real.detach(), config.contrast)
     reverse = reverse_kl(raised, log_q, log_r, config.entropy_weight)
     var = diffusion.posterior_std[k].square().clamp_min(config.likelihood_floor) if config.likelihood_floor else 0.5
     forward = forward_kl(x_t, x_t_rec, mean, log_var, var)
-    accelerator.backward((reverse + forward).mean())
+    accelerator.backward((reverse + config.forward_weight * forward).mean())
 
     if state.step < config.encoder_steps:
         state.optimizer_energy.zero_grad(set_to_none=True)
@@ -184,18 +184,20 @@ def _energy_loss(
     The penalty is None in the steps that a lazy one leaves out.
     """
     energies = state.networks.energy_net.energy_and_guess
+    given = (x_tp1,) if config.network.energy_sees_next else ()
     penalty = None
     if state.step % config.penalty_every == 0:  # in float32, whose second derivatives can be trusted
         x_t = x_t.detach().requires_grad_()
-        energy_real, x0_guess = energies(x_t, k)
+        energy_real, x0_guess = energies(x_t, k, *given)
         penalty = gradient_penalty(energy_real, diffusion, x_t, x_tp1, k, config.gradient_penalty)
         if config.penalize_generated:
-            energy_gen, _ = energies(x_gen, k)
+            energy_gen, _ = energies(x_gen, k, *given)
             penalty = penalty + gradient_penalty(energy_gen, diffusion, x_gen, x_tp1, k, config.gradient_penalty)
         else:
-            energy_gen, _ = _forward(config, energies, x_gen, k)
+            energy_gen, _ = _forward(config, energies, x_gen, k, *given)
     else:
-        both, x0_guess = _forward(config, energies, torch.cat([x_t, x_gen]), torch.cat([k, k]))
+        twice = (torch.cat([part, part]) for part in (k, *given))
+        both, x0_guess = _forward(config, energies, torch.cat([x_t, x_gen]), *twice)
         energy_real, energy_gen = both.chunk(2)
     loss = contrast(energy_real, energy_gen, config.contrast)
     if penalty is not None:

@@ -5,6 +5,7 @@ weights, optimiser moments and one integer, and a resumed run repeats the uninte
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ from training.log import Meter, RunLog
 from training.step import Draws, TrainState, draw, make_state, train_step
 
 
-def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "auto") -> TrainState:
+def train(
+    config: TrainConfig,
+    data: NDArray[Any],
+    run: Path,
+    device: str = "auto",
+    make: Callable[[TrainConfig, torch.device], TrainState] = make_state,
+    observe: Callable[[TrainState], None] | None = None,
+) -> TrainState:
     """Train to `config.steps`, resuming from the newest checkpoint of `run` where there is one.
 
     One process that is asked to stop by SIGINT or SIGTERM does so after the step under way, with a checkpoint.
@@ -39,6 +47,9 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
         data: the training part alone, uint8 (N, H, W, C) or float32 (N, D).
         run: folder of checkpoints, metrics.jsonl, TensorBoard events and sample grids.
         device: "cpu", "cuda", or "auto" for what accelerate finds.
+        make: the state at step 0.
+        observe: called every `sample_every` steps and after the last one, on the main process; again for a step that
+            is repeated after a kill.
 
     Raises:
         NonFiniteLossError: a loss term is not finite; the last checkpoint is kept.
@@ -48,7 +59,7 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
     accelerator = Accelerator(cpu=device == "cpu")
     if device not in ("auto", accelerator.device.type):
         raise ConfigError(f"device {device!r} is not to be had here; {accelerator.device.type!r} is")
-    state = make_state(config, accelerator.device)
+    state = make(config, accelerator.device)
     checkpoint.resume(run, state, config)
     if accelerator.is_main_process:
         checkpoint.write_config(run, config)
@@ -78,6 +89,8 @@ def train(config: TrainConfig, data: NDArray[Any], run: Path, device: str = "aut
                 continue
             if last or state.step % config.sample_every == 0:
                 log.samples(state.step, *render_samples(config, state))
+                if observe:
+                    observe(state)
             if last or state.step % config.checkpoint_every == 0:
                 checkpoint.save(run, state, config)
     return state

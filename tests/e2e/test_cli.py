@@ -109,6 +109,7 @@ def test_score_exits_with_3_only_when_asked_and_only_for_what_is_out_of_distribu
         ("train debug --out run --steps 0", ["--steps"]),
         ("reproduce nothing --out figure", ["no figure", "toy"]),
         ("reproduce toy", ["--out"]),
+        ("reproduce toy --out figure --bundle fashion-mnist", ["toy", "no --bundle", "--dataset"]),
         ("train debug --out run --set steps", ["NAME=VALUE"]),
         ("export", ["run"]),
         ("evaluate bundle", ["--data"]),

@@ -31,6 +31,9 @@ BAD = [
     ("likelihood_floor", float("nan")),
     ("gradient_penalty", "r2"),
     ("contrast", "hinge"),
+    ("contrast", "non-saturating"),  # whose discriminator sees pairs, as this network does not
+    ("forward_weight", -1.0),
+    ("reconstruct_from", "data"),
     ("denoise_weight", -1.0),
     ("denoise_weight", 1.0),  # the network has no output for it
     ("precision", "fp16"),
@@ -90,6 +93,7 @@ def test_override_reaches_the_network_and_leaves_the_original() -> None:
         ("steps", "0", "steps must be at least 1"),
         ("network.num_steps", "0", "num_steps must be at least 1"),
         ("network.widths", "8,x", "cannot read"),
+        ("network.energy_sees_next", "true", "energy_sees_next is for points"),
     ],
 )
 def test_override_refuses(name: str, text: str, message: str) -> None:

@@ -14,14 +14,13 @@ from model.errors import ConfigError
 from model.files import encode_npy, write_file
 from model.networks import EnergyNet
 from model.noise import image_seeds
-from training import checkpoint
 from training.config import TrainConfig
 from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, load_data, split
 from training.log import seconds_logged
 from training.metrics import grid_kl, mode_report
 from training.recipes import make_config
-from training.reproduce.figure import encode_figure
-from training.trainer import generate, train
+from training.reproduce.figure import encode_figure, train_to_the_end
+from training.trainer import generate
 
 # What the recipe `toy` sets otherwise for a data set. The roll is long: its energy must be held closer to level.
 DATASETS: dict[str, dict[str, str]] = {"25-gaussians": {}, "pinwheel": {}, "swiss-roll": {"value_penalty": "0.1"}}
@@ -44,6 +43,7 @@ def reproduce(
 
     Raises:
         ConfigError: no such recipe or data set, or `out` holds a run with other settings.
+        KeyboardInterrupt: it was asked to stop.
     """
     if recipe not in RECIPES or dataset not in DATASETS:
         raise ConfigError(f"the toy figure has the recipes {', '.join(RECIPES)} and the sets {', '.join(DATASETS)}")
@@ -52,10 +52,8 @@ def reproduce(
     if recipe == "toy":
         overrides |= DATASETS[dataset]
     config, run = config.override(overrides), out / "run"
-    if checkpoint.list_checkpoints(run) and checkpoint.read_config(run) != config:
-        raise ConfigError(f"{run} is a run with other settings; give another --out, or delete it")
     parts = split(load_data(config.data, config.network))
-    state = train(config, parts.train, run, device)
+    state = train_to_the_end(config, parts.train, run, device)
 
     samples = generate(config, state.generator_ema, image_seeds(seed, SAMPLES)).cpu().numpy()
     log_density = energy_log_density(state.energy_net_ema, GRID)

@@ -1,0 +1,62 @@
+"""The peer of Figure 2: WGAN-GP (Gulrajani et al. 2017, *Improved Training of Wasserstein GANs*), its critic a flow."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.networks import Generator
+from model.noise import image_seeds
+from model.sampling import draw_noise
+from training.config import TrainConfig
+from training.data import batch_at
+from training.reproduce.figure import fit, seeded
+from training.reproduce.flow import Nice, normals
+
+PENALTY = 10.0
+
+
+def train_wgan_gp(
+    out: Path, config: TrainConfig, train: NDArray[np.float32], device: torch.device
+) -> tuple[Nice, Generator]:
+    """A flow whose verdict is log p(x), and a generator of one step; train steps, batches and widths are `config`'s."""
+    dim, latent, seed = config.network.data_shape[0], config.network.latent_dim, config.seed
+    one_step = dataclasses.replace(config.network, num_steps=1)
+    critic, generator = seeded(seed, lambda: Nice(dim), device), seeded(seed, lambda: Generator(one_step), device)
+    nets = nn.ModuleDict({"critic": critic, "generator": generator})
+    optimizers = [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.0, 0.9)) for net in nets.values()]
+    batch = config.batch_size
+    k = torch.zeros(batch, dtype=torch.long, device=device)
+
+    def step(i: int) -> None:
+        real = torch.from_numpy(batch_at(train, i, batch, seed)).to(device)
+        x_T, z, mix = (part.to(device) for part in normals(seed, i, (batch, dim), (batch, latent), (batch, 1)))
+        made = generator(x_T, z, k)
+        weight = torch.special.ndtr(mix)  # uniform
+        between = (weight * real + (1 - weight) * made.detach()).requires_grad_()
+        (slope,) = torch.autograd.grad(critic.log_prob(between, k).sum(), between, create_graph=True)
+        penalty = PENALTY * (slope.norm(dim=1) - 1).square()
+        losses = (
+            critic.log_prob(made.detach(), k) - critic.log_prob(real, k) + penalty, -critic.log_prob(made, k)
+        )  # fmt: skip
+        for loss, net in zip(losses, (critic, generator), strict=True):
+            gradients = torch.autograd.grad(loss.mean(), list(net.parameters()), retain_graph=True)
+            for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+
+    fit(out / "wgan-gp.pt", "WGAN-GP, steps", nets, optimizers, config.steps, step)
+    return critic, generator
+
+
+@torch.no_grad()
+def wgan_samples(generator: Generator, config: TrainConfig, count: int, seed: int) -> NDArray[np.float32]:
+    device = next(generator.parameters()).device
+    noise = draw_noise(config.network, torch.from_numpy(image_seeds(seed, count)).to(device))
+    k = torch.zeros(count, dtype=torch.long, device=device)
+    x: NDArray[np.float32] = generator(noise.x_T, noise.z[:, 0], k).cpu().numpy()
+    return x
