@@ -89,7 +89,11 @@ def image_seeds(seed: int, count: int) -> NDArray[np.int64]:
 
 def seeds_at(seed: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `image_seeds` at some indices, whatever their number in all."""
-    return np.where(indices == 0, seed, _words(seed, indices))
+    seeds = np.full_like(indices, seed)
+    others = indices != 0
+    if others.any():
+        seeds[others] = _words(seed, indices[others])
+    return seeds
 
 
 def permutation(count: int, seed: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,6 +28,8 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 # Of requests that bring no id. Random numbers anew for each would be a call of the system, at which other threads take
 # the interpreter over from the event loop.
 _PROCESS, _COUNT = secrets.token_hex(8), itertools.count(1)
+_SECURITY = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS]
+_NO_SCRIPTS = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -60,14 +62,13 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                out = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS:
-                    out.setdefault(name, value)
+                fields = [*_SECURITY, (b"x-request-id", request_id.encode())]
                 if scope["path"] != "/docs":  # the one page with scripts
-                    out.setdefault("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
-                out["x-request-id"] = request_id
+                    fields.append(_NO_SCRIPTS)
                 if timings:
-                    out["server-timing"] = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
+                    text = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
+                    fields.append((b"server-timing", text.encode()))
+                message["headers"] = [*message["headers"], *fields]  # none of them is set further in
             await send(message)
 
         try:
@@ -122,8 +123,10 @@ class RequestMiddleware:
 
         async def limited() -> Message:
             nonlocal complete
+            if complete:  # what is waited for now is that the client leaves
+                return await receive()
             try:
-                async with asyncio.timeout_at(None if complete else deadline):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
                 detail = (
