@@ -76,7 +76,7 @@ def test_npy_without_a_channel_axis_is_grey(tmp_path: Path) -> None:
 def test_idx_file_and_the_folder_that_holds_it(tmp_path: Path, suffix: str) -> None:
     raw = idx_bytes(images())
     path = tmp_path / f"train-images-idx3-ubyte{suffix}"
-    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    path.write_bytes(gzip.compress(raw, mtime=0) if suffix else raw)
     np.testing.assert_array_equal(read(path), images())
     np.testing.assert_array_equal(read(tmp_path), images())
 
@@ -98,7 +98,7 @@ def raw(contents: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(contents) and None
 
 
-IDX, GZ = idx_bytes(images()), gzip.compress(idx_bytes(images()))
+IDX, GZ = idx_bytes(images()), gzip.compress(idx_bytes(images()), mtime=0)
 MALFORMED = [
     ("missing.npy", None, "no such file or folder"),
     ("notes.txt", raw(b"text"), "not a folder"),
