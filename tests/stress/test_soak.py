@@ -30,7 +30,7 @@ Record = Callable[[str, object], None]
 SECONDS = size(10, 20 * 60)
 CLIENTS = 6
 WARM_UP = 0.25  # share of the time
-SLOPE = max(1.0, size(64, 8) / (SECONDS / 60))  # MiB a minute; the second is what comes and goes with a moment's work
+SLOPE = max(1.0, size(200, 8) / (SECONDS / 60))  # MiB a minute; the second is what comes and goes with a moment's work
 # Of asyncio, and those that decode: they are started as they are needed.
 EXECUTOR_THREADS = (os.cpu_count() or 1) + 4 + int(Settings.model_fields["decode_threads"].default)
 
