@@ -32,7 +32,7 @@ from model.images import Contract
 from model.pixels import Pixels
 from model.scoring import Scorer
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "bundle.json"
 SHIPPED = Path(__file__).parent / "bundles"
 WEIGHTS = {
@@ -112,7 +112,7 @@ def write_bundle(
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
-            arrays = {key: of for part in (pixels, scorer, explainer) for key, of in dataclasses.asdict(part).items()}
+            arrays = dataclasses.asdict(pixels) | dataclasses.asdict(scorer) | {"log_energies": explainer.log_energies}
             np.savez_compressed(handle, allow_pickle=False, **arrays)
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = {
@@ -199,15 +199,16 @@ def load_bundle(path: Path) -> Bundle:
         if contract.shape != (height, width, channels):
             raise ConfigError(f"images are {contract.shape}, the networks take {config.data_shape}")
         arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
+        pixels = Pixels(**_fields(Pixels, arrays))
         return Bundle(
             path=path,
             name=manifest["name"],
             digest=hashlib.sha256(raw).hexdigest(),
             config=config,
             contract=contract,
-            pixels=Pixels(**_fields(Pixels, arrays)),
+            pixels=pixels,
             scorer=Scorer(**_fields(Scorer, arrays)),
-            explainer=Explainer(**_fields(Explainer, arrays)),
+            explainer=Explainer(arrays["log_energies"], pixels),
             training=manifest["training"],
             splits=manifest["splits"],
             files=files,

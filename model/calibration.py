@@ -13,7 +13,7 @@ from model.errors import DataError
 from model.explain import Explainer, fit_explainer
 from model.images import fingerprints
 from model.parallel import in_order, usable_cores
-from model.pixels import Pixels, fit_pixels, moments
+from model.pixels import Pixels, fit_pixels
 from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
 from model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough
 
@@ -42,11 +42,11 @@ def fit(
         ConfigError: too few images.
     """
     require_enough(len(reference), len(calibration))
-    mean, std = moments(levels.energy_map for levels in _levels(energy, reference))
-    pixels = fit_pixels((levels.energy_map for levels in _levels(energy, reference)), mean)
+    pixels = fit_pixels(lambda: (levels.energy_map for levels in _levels(energy, reference)))
+    num_steps = len(pixels.pixel_mean)
     rows, calibration_rows = (level_rows(energy, pixels, images) for images in (reference, calibration))
-    scorer = fit_scorer(rows, calibration_rows, levels=len(mean), of_pixels=2 * len(mean))
-    return pixels, scorer, fit_explainer(_log_energies(calibration_rows, mean), mean, std)
+    scorer = fit_scorer(rows, calibration_rows, levels=num_steps, of_pixels=2 * num_steps)
+    return pixels, scorer, fit_explainer(calibration_rows[:, :num_steps], pixels)
 
 
 def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float) -> tuple[Bundle, float]:
@@ -80,8 +80,7 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
     rows = level_rows(BundleRuntime(bundle, device="cpu").energy, bundle.pixels, images)
     scorer = calibrate_scorer(bundle.scorer, rows)
     before = float((bundle.scorer.p_value(bundle.scorer.ood_score(rows)) <= alpha).mean())
-    old = bundle.explainer
-    explainer = Explainer(np.sort(_log_energies(rows, old.pixel_mean).T, axis=1), old.pixel_mean, old.pixel_std)
+    explainer = fit_explainer(rows[:, : bundle.config.num_steps], bundle.pixels)
     source = {"count": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "replaces": bundle.digest}
     card = bundle.read("README.md").decode().partition(_CARD_HEADING)[0]
     card += _CARD_HEADING + (
@@ -94,8 +93,3 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
 def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[LevelStatistics]:
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return in_order(lambda part: level_statistics(energy, part), parts, usable_cores())
-
-
-def _log_energies(rows: NDArray[np.float64], maps: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The first columns of `rows`, (n, T); `maps` (T, H, W) knows T."""
-    return rows[:, : len(maps)].astype(np.float32)

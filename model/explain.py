@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from model.pixels import Pixels
+
 _SMOOTHING = 0.07  # std of the Gaussian, in image sides: a level's map alternates from pixel to pixel
 # Black-body colours from nothing to hot, evenly spaced.
 _COLOURS = np.array([(0, 0, 0), (120, 0, 20), (230, 60, 0), (255, 180, 0), (255, 255, 200)], dtype=np.float64)
-_FLOOR = 0.5  # of a pixel's std, in means over the level: a corner that is always black is not infinitely strange
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Explainer:
     """What the energies of held-out images are like."""
 
     log_energies: NDArray[np.float32]  # (T, n), of the calibration images, each level ascending
-    pixel_mean: NDArray[np.float32]  # (T, H, W), of energy maps of the reference images
-    pixel_std: NDArray[np.float32]  # (T, H, W), above 0
+    pixels: Pixels
 
     def energy_quantiles(self, energies: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of calibration images with a lower energy, (B, T): near 1 is too hard for a level, near 0 too easy."""
@@ -36,18 +36,12 @@ class Explainer:
 
         A pixel takes the level that finds it least likely.
         """
-        return _smooth(((energy_map - self.pixel_mean) / self.pixel_std).max(0))
+        return _smooth(self.pixels.standardise(energy_map).max(0))
 
 
-def fit_explainer(
-    log_energies: NDArray[np.floating], pixel_mean: NDArray[np.floating], pixel_std: NDArray[np.floating]
-) -> Explainer:
-    """From log energies (n, T) of calibration images, and mean and std (T, H, W) of reference images' energy maps."""
-    level_std = pixel_std.mean((1, 2), keepdims=True)
-    floored = np.maximum(pixel_std, np.maximum(_FLOOR * level_std, 1e-12))
-    return Explainer(
-        np.sort(log_energies.T.astype(np.float32), axis=1), pixel_mean.astype(np.float32), floored.astype(np.float32)
-    )
+def fit_explainer(log_energies: NDArray[np.floating], pixels: Pixels) -> Explainer:
+    """From log energies (n, T) of calibration images, and what the reference images' pixels are like."""
+    return Explainer(np.sort(log_energies.T.astype(np.float32), axis=1), pixels)
 
 
 def log_energies(energies: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 A few bad pixels hardly change the energy of a level, but each has an energy that it never had in ordinary images.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,28 +16,38 @@ _LEAST = 0.1  # standard deviations, of the largest pixel: its logarithm is take
 
 @dataclass(frozen=True)
 class Pixels:
-    """What the logarithm of each pixel's energy is like over the reference images."""
+    """What each pixel's energy, and the logarithm of it, are like over the reference images."""
 
+    pixel_mean: NDArray[np.float32]  # (T, H, W)
+    pixel_std: NDArray[np.float32]  # (T, H, W), above 0
     log_offset: NDArray[np.float32]  # (T, 1, 1), added to energies before the logarithm
     log_mean: NDArray[np.float32]  # (T, H, W)
     log_std: NDArray[np.float32]  # (T, H, W), above 0
 
+    def standardise(self, energy_map: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Energy maps (..., T, H, W), each pixel in its standard deviations from its mean."""
+        z: NDArray[np.floating] = (energy_map - self.pixel_mean) / self.pixel_std
+        return z
+
     def statistics(self, energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Energy maps (B, T, H, W) -> (B, 2T): the logarithms of the largest of the standardised pixels of each
-        level, then of their 2-norms (root mean squares)."""
-        z = (_logs(energy_map, self.log_offset) - self.log_mean) / self.log_std
-        z = z.reshape(*z.shape[:2], -1)
-        largest = np.log(np.maximum(z.max(2), _LEAST), dtype=np.float64)
-        norm = np.log(np.square(z).mean(2) + 1e-12, dtype=np.float64) / 2
+        """Energy maps (B, T, H, W) -> (B, 2T), in logarithms: of each level the largest of the pixels' standardised
+        log energies, which is one bad pixel, then the 2-norm (root mean square) of their standardised energies, which
+        is many."""
+        logs = (_logs(energy_map, self.log_offset) - self.log_mean) / self.log_std
+        largest = np.log(np.maximum(logs.max((2, 3)), _LEAST), dtype=np.float64)
+        norm = np.log(np.square(self.standardise(energy_map)).mean((2, 3)) + 1e-12, dtype=np.float64) / 2
         return np.hstack([largest, norm])
 
 
-def fit_pixels(energy_maps: Iterable[NDArray[np.floating]], pixel_mean: NDArray[np.float64]) -> Pixels:
-    """From energy maps (n, T, H, W) of the reference images, a batch at a time, and their mean (T, H, W)."""
-    offset = np.maximum(_SHARE * pixel_mean.mean((1, 2), keepdims=True), 1e-12).astype(np.float32)
-    mean, std = moments(_logs(maps, offset) for maps in energy_maps)
-    std = np.maximum(std, np.maximum(_FLOOR * std.mean((1, 2), keepdims=True), 1e-6))
-    return Pixels(offset, mean.astype(np.float32), std.astype(np.float32))
+def fit_pixels(energy_maps: Callable[[], Iterable[NDArray[np.floating]]]) -> Pixels:
+    """From the energy maps (n, T, H, W) of the reference images, asked for twice and a batch at a time."""
+    mean, std = moments(energy_maps())
+    offset = np.maximum(_SHARE * mean.mean((1, 2), keepdims=True), 1e-12).astype(np.float32)
+    log_mean, log_std = moments(_logs(maps, offset) for maps in energy_maps())
+    single = (
+        np.asarray(of, np.float32) for of in (mean, _floored(std, 1e-12), offset, log_mean, _floored(log_std, 1e-6))
+    )
+    return Pixels(*single)
 
 
 def moments(batches: Iterable[NDArray[np.floating]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -48,6 +58,11 @@ def moments(batches: Iterable[NDArray[np.floating]]) -> tuple[NDArray[np.float64
         count, total, squares = count + len(values), total + values.sum(0), squares + np.square(values).sum(0)
     mean = total / max(count, 1)
     return mean, np.sqrt(np.maximum(squares / max(count, 1) - np.square(mean), 0))
+
+
+def _floored(std: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    floored: NDArray[np.float64] = np.maximum(std, np.maximum(_FLOOR * std.mean((1, 2), keepdims=True), least))
+    return floored
 
 
 def _logs(energy_map: NDArray[np.floating], offset: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="FILE", help="PNG of images of each set")
     parser.add_argument("-n", type=int, default=2_000, help="images of each set")
     args = parser.parse_args()
-    runtime = BundleRuntime(load_bundle(find_bundle(args.bundle)), device="cpu")
+    runtime = BundleRuntime(load_bundle(find_bundle(args.bundle)), device="cpu", threads=1)
     parts = split(read_images(args.train, runtime.bundle.contract))
     if parts.digests() != runtime.bundle.splits:
         parser.error("--train is not what the bundle was trained on")

@@ -34,7 +34,7 @@ class Looked:
     images: Images
     rows: Floats  # (N, T + T·F + 2T), as model.runtime.score_rows
     levels: int  # T
-    seconds: float  # of the network, for all
+    seconds: float  # of one core, of the network, for all
 
     @property
     def flat(self) -> NDArray[np.float32]:
@@ -59,11 +59,11 @@ class Looked:
 
 
 def look(runtime: BundleRuntime, images: Images) -> Looked:
-    rows, began = [], time.perf_counter()
+    rows, began = [], time.process_time()
     for i in range(0, len(images), BATCH):
         found = runtime.level_statistics(images[i : i + BATCH])
         rows.append(score_rows(found, runtime.bundle.pixels))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return Looked(images, np.concatenate(rows), runtime.bundle.config.num_steps, seconds)
 
 

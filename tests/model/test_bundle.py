@@ -28,8 +28,10 @@ from model.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.ones((2, 3)), np.arange(10.0))
-PIXELS = Pixels(*(np.full(shape, 3, np.float32) for shape in ((4, 1, 1), (4, 16, 16), (4, 16, 16))))
-EXPLAINER = Explainer(*(np.full(shape, 2, np.float32) for shape in ((4, 10), (4, 16, 16), (4, 16, 16))))
+PIXELS = Pixels(
+    *(np.full((4, *side), 3 + i, np.float32) for i, side in enumerate([(16, 16), (16, 16), (1, 1), (16, 16), (16, 16)]))
+)
+EXPLAINER = Explainer(np.full((4, 10), 2, np.float32), PIXELS)
 SPLITS = {"train": {"count": 3}, "calibration": {"count": 10, "sha256": "ca"}}
 TRAINED_ON = np.array([3, 5], np.uint64)
 NEEDED = [*WEIGHTS, *sorted(set(WEIGHTS.values()))]
@@ -68,10 +70,10 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, SPLITS)
     for field in ("mean", "whitening", "surprise", "calibration_scores"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
-    for field in ("log_offset", "log_mean", "log_std"):
+    for field in ("pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std"):
         np.testing.assert_array_equal(getattr(loaded.pixels, field), getattr(PIXELS, field))
-    for field in ("log_energies", "pixel_mean", "pixel_std"):
-        np.testing.assert_array_equal(getattr(loaded.explainer, field), getattr(EXPLAINER, field))
+    np.testing.assert_array_equal(loaded.explainer.log_energies, EXPLAINER.log_energies)
+    assert loaded.explainer.pixels is loaded.pixels
     np.testing.assert_array_equal(loaded.fingerprints(), TRAINED_ON)
     assert loaded.read("sampler.onnx") == FILES["sampler.onnx"]
     (loaded.path / "stray.txt").write_text("nobody vouches for it")

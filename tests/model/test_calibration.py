@@ -50,11 +50,11 @@ def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
 
 def test_pixels_are_standardised_by_the_reference_images(runtime: BundleRuntime, splits: Splits) -> None:
     reference = splits.reference[:BATCH]
-    pixels, _, explainer = fit(runtime.energy, np.concatenate([reference, reference]), splits.calibration[:30])
+    pixels, _, _ = fit(runtime.energy, np.concatenate([reference, reference]), splits.calibration[:30])
     maps = runtime.level_statistics(reference).energy_map
-    np.testing.assert_allclose(explainer.pixel_mean, maps.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(pixels.pixel_mean, maps.mean(0), rtol=1e-4)
     wide = maps.std(0) > maps.std(0).mean((1, 2), keepdims=True)
-    np.testing.assert_allclose(explainer.pixel_std[wide], maps.std(0)[wide], rtol=1e-3)
+    np.testing.assert_allclose(pixels.pixel_std[wide], maps.std(0)[wide], rtol=1e-3)
     logs = np.log(maps + 0.03 * maps.mean((0, 2, 3), keepdims=True))
     np.testing.assert_allclose(pixels.log_mean, logs.mean(0), rtol=1e-3, atol=1e-4)
     wide = logs.std(0) > logs.std(0).mean((1, 2), keepdims=True)
@@ -63,7 +63,7 @@ def test_pixels_are_standardised_by_the_reference_images(runtime: BundleRuntime,
 
 def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: BundleRuntime, splits: Splits) -> None:
     pixels, scorer, _ = fit(runtime.energy, splits.reference, splits.calibration)
-    for field in ("log_offset", "log_mean", "log_std"):
+    for field in ("pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std"):
         np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.bundle.pixels, field), rtol=1e-5)
     rows = level_rows(runtime.energy, pixels, splits.calibration)
     np.testing.assert_allclose(np.sort(scorer.ood_score(rows)), runtime.bundle.scorer.calibration_scores, rtol=1e-3)

@@ -5,16 +5,18 @@ import pytest
 from numpy.typing import NDArray
 
 from model.explain import Explainer, fit_explainer, overlay
+from model.pixels import fit_pixels
 
 
 def flat(shape: tuple[int, int, int], std: NDArray[np.float64] | float = 1.0) -> Explainer:
     """Every pixel has mean 10 and the std given."""
-    return fit_explainer(np.zeros((1, shape[0])), np.full(shape, 10.0), np.broadcast_to(std, shape))
+    unlike = np.stack([10 - np.broadcast_to(std, shape), 10 + np.broadcast_to(std, shape)])
+    return fit_explainer(np.zeros((1, shape[0])), fit_pixels(lambda: [unlike]))
 
 
 def test_quantiles_count_the_calibration_images_of_lower_energy() -> None:
     known = np.array([[1.0, 40.0], [2.0, 30.0], [4.0, 20.0], [4.0, 10.0]])
-    explainer = fit_explainer(np.log(known), np.ones((2, 3, 3)), np.ones((2, 3, 3)))
+    explainer = fit_explainer(np.log(known), flat((2, 3, 3)).pixels)
     energies = np.array([[0.5, 50.0], [2.5, 10.0], [4.0, 31.0], [9.0, 0.0]], np.float32)
     expected = [[0, 1], [0.5, 0], [0.5, 0.75], [1, 0]]
     np.testing.assert_array_equal(explainer.energy_quantiles(energies), expected)
@@ -27,7 +29,7 @@ def test_heat_is_highest_at_an_unlikely_patch_at_whichever_level_sees_it(level: 
     usual = rng.uniform(1, 2, (200, 4, 28, 20)) * scales
     energy_map = rng.uniform(1, 2, (4, 28, 20)) * scales
     energy_map[level, 18:22, 3:8] *= 4
-    where = fit_explainer(np.zeros((1, 4)), usual.mean(0), usual.std(0)).heat(energy_map)
+    where = fit_explainer(np.zeros((1, 4)), fit_pixels(lambda: [usual])).heat(energy_map)
     assert where.shape == (28, 20)
     assert np.abs(np.subtract(np.unravel_index(where.argmax(), where.shape), (20, 5))).max() <= 1
     assert where[18:22, 3:8].mean() > 4 > where.mean()

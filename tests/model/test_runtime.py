@@ -219,7 +219,7 @@ def test_a_few_bad_pixels_raise_the_score(runtime: BundleRuntime) -> None:
     for image, y, x in zip(bad, rows, columns, strict=True):
         image[y, x] = 255 - image[y, x]
     before, after = runtime.score(images), runtime.score(bad)
-    assert (after.ood_score > before.ood_score).mean() > 0.9
+    assert (after.ood_score > before.ood_score).mean() > 0.85
     assert np.median(after.p_value) < np.median(before.p_value) / 3
 
 

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from model.explain import fit_explainer
 from model.images import Contract, encode_png
+from model.pixels import Pixels
 from model.runtime import Explained, Scores
 from model.scoring import Scorer
 from service.app import create_app
@@ -42,7 +43,9 @@ class FakeEngine:
     num_steps = 4
     contract = Contract(8, 6, 1)
     scorer = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0))  # the smallest p is 0.01
-    explainer = fit_explainer(np.log(np.outer(np.arange(1, 101), np.arange(1, 5))), *np.ones((2, 4, 8, 6)))
+    explainer = fit_explainer(
+        np.log(np.outer(np.arange(1, 101), np.arange(1, 5))), Pixels(*np.ones((5, 4, 8, 6), np.float32))
+    )
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name
