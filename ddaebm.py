@@ -238,7 +238,10 @@ def reproduce(
     data: Annotated[str | None, typer.Option(help=f"real images: {_PATH_HELP}")] = None,
     bundle: Annotated[str | None, typer.Option(help=f"samples, noise: {_BUNDLE_HELP}")] = None,
     classifier: Annotated[str | None, typer.Option(help=_CLASSIFIER_HELP)] = None,
-    dataset: Annotated[str | None, typer.Option(help="toy: 25-gaussians, pinwheel or swiss-roll; steps")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="toy: 25-gaussians, pinwheel or swiss-roll; steps, ablations: 25-gaussians or fashion-mnist"),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="toy: toy, or toy-paper for the paper's own settings")] = None,
     size: Annotated[int | None, typer.Option(min=4, help="nice: side that images are brought to")] = None,
     images: Annotated[int | None, typer.Option(min=2, help="how many to measure")] = None,

@@ -1,29 +1,37 @@
-"""What each part of the loss is for: the 25 Gaussians with one thing changed at a time, over seeds."""
+"""What each part of the loss is for: one thing changed at a time, over seeds."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from model.noise import image_seeds
-from training.config import TrainConfig
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, load_data, split
-from training.metrics import grid_kl, mode_report
+from model.errors import ConfigError
+from training.classifier import read_classifier
+from training.data import load_data, split
 from training.recipes import make_config
-from training.reproduce.figure import Arrays, choose_device, claim, stage, train_to_the_end, write_results
-from training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
-from training.trainer import generate
+from training.reproduce.figure import (
+    Arrays,
+    choose_device,
+    claim,
+    require_data,
+    show_images,
+    stage,
+    train_to_the_end,
+    write_results,
+)
+from training.reproduce.measures import measures
 
-# What is changed of Jeffrey's divergence with lambda = 1, an R1 penalty and the encoder's reconstruction.
+# What is changed of Jeffrey's divergence with an R1 penalty and the encoder's reconstruction.
 VARIANTS: dict[str, dict[str, str]] = {
-    "all parts, lambda 1": {},
+    "all parts": {},
     "lambda 0.1": {"entropy_weight": "0.1"},
     "no entropy bound": {"entropy_weight": "0"},
     "reverse KL alone": {"forward_weight": "0"},
     "no gradient penalty": {"gamma": "0"},
+    "no penalty": {"gamma": "0", "value_penalty": "0"},
     "no encoder": {"reconstruct_from": "prior"},
     "DDGAN's loss": {
         "contrast": "non-saturating", "network.energy_sees_next": "true", "network.energy_curvature": "0",
@@ -31,63 +39,87 @@ VARIANTS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 SEEDS = 3
-SAMPLES = 10_000
-METRICS = ("modes", "within_4_sigma", "std_ratio", "smallest_mode", "kl_density")
 
 
-def reproduce(out: Path, steps: int = 6_000, seed: int = 0, device: str = "auto") -> dict[str, Any]:
+class Dataset(NamedTuple):
+    recipe: str
+    changes: Mapping[str, str]  # of the recipe, for all variants: smaller
+    steps: int  # train steps of each run by default
+    samples: int
+    variants: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+DATASETS = {
+    "25-gaussians": Dataset("toy", {"batch_size": "200"}, 6_000, 10_000, tuple(VARIANTS),
+                            ("modes", "within_4_sigma", "std_ratio", "smallest_mode", "kl_density")),
+    # Without a penalty on values, and with a lambda of 0.1: the rest would change nothing.
+    "fashion-mnist": Dataset("fashion-mnist", {"network.widths": "[16, 32]"}, 300, 1_000,
+                             ("all parts", "no entropy bound", "reverse KL alone", "no gradient penalty", "no encoder"),
+                             ("fd_classifier", "precision", "recall")),
+}  # fmt: skip
+
+
+def reproduce(
+    out: Path, dataset: str = "25-gaussians", data: str | None = None, classifier: str = "fashion-mnist",
+    steps: int | None = None, seed: int = 0, device: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
     """Train each variant from three seeds, `seed` and the next two, and write figure.png, metrics.json, arrays.npz.
 
-    The setting is the recipe `toy` (docs/paper.md) at half its batch.
+    Args:
+        data: for `fashion-mnist`, its training images.
+        classifier: whose features images are measured in.
+        steps: train steps of each run.
 
     Returns:
-        The contents of metrics.json: for each of `variants`, by the names of `training.metrics.mode_report` and
-        `kl_density` (KL(true ‖ exp(-E)), which a discriminator does not have), `mean` and `spread` (standard deviation)
-        over the seeds, and `each`.
+        The contents of metrics.json: for each of `variants`, by the names of `training.reproduce.measures`, `mean` and
+        `spread` (standard deviation) over the seeds, and `each`.
 
     Raises:
-        ConfigError: `out` holds this figure of other settings, or no such device.
+        ConfigError: no such data set or device, or `out` holds this figure of other settings.
+        DataError: no `data` where it is needed; no such classifier.
         NonFiniteLossError: a variant diverged.
         KeyboardInterrupt: it was asked to stop.
     """
-    claim(out, figure="ablations", steps=steps, seed=seed, device=choose_device(device).type)
-    base = make_config("toy").override({"steps": str(steps), "batch_size": "200", "sample_every": str(steps)})
-    data = split(load_data(base.data, base.network)).train
-    found: dict[str, list[Arrays]] = {name: [] for name in VARIANTS}
+    if dataset not in DATASETS:
+        raise ConfigError(f"the figure ablations has the sets {', '.join(DATASETS)}, not {dataset!r}")
+    chosen = DATASETS[dataset]
+    total = steps or chosen.steps
+    base = make_config(chosen.recipe).override({**chosen.changes, "steps": str(total), "sample_every": str(total)})
+    if base.network.is_image and not base.data:
+        base = base.override({"data": require_data(data, f"the training images of {dataset}")})
+    parts = split(load_data(base.data, base.network))
+    about: dict[str, Any] = {"dataset": dataset, "steps": total}
+    if base.network.is_image:
+        about["classifier"] = read_classifier(classifier)[1]
+    held_out = hashlib.sha256(parts.held_out.tobytes()).hexdigest()
+    claim(out, figure="ablations", **about, seed=seed, held_out=held_out, device=choose_device(device).type)
+
+    found: dict[str, list[Arrays]] = {name: [] for name in chosen.variants}
+    reports: dict[str, list[Mapping[str, float]]] = {name: [] for name in chosen.variants}
     for each in range(seed, seed + SEEDS):  # seed by seed, so that half of a figure compares all
-        for name, changes in VARIANTS.items():
-            config = base.override({**changes, "seed": str(each)})
+        for name in chosen.variants:
+            config = base.override({**VARIANTS[name], "seed": str(each)})
+            of = measures(config, chosen.samples, parts, classifier)
             key = f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())}-{each}"
+            run = out / "runs" / key
+            made = stage(
+                out,
+                key,
+                lambda: of.look(train_to_the_end(config, parts.train, run, device)),  # noqa: B023  # now
+            )
+            found[name].append(made)
+            reports[name].append(of.measure(made))
 
-            def trained(config: TrainConfig = config, key: str = key) -> Arrays:
-                return _trained(config, data, out / "runs" / key, device)
-
-            found[name].append(stage(out, key, trained))
-
-    variants = {name: _over_seeds([_measure(result) for result in results]) for name, results in found.items()}
-    metrics = {"steps": steps, "seeds": list(range(seed, seed + SEEDS)), "variants": variants}
+    variants = {name: _over_seeds(rows, chosen.metrics) for name, rows in reports.items()}
+    metrics = about | {"seeds": list(range(seed, seed + SEEDS)), "variants": variants}
     arrays = {f"{name}: {key}": np.stack([r[key] for r in rs]) for name, rs in found.items() for key in rs[0]}
     write_results(out, _draw(found, variants), metrics, arrays)
     return metrics
 
 
-def _trained(config: TrainConfig, data: NDArray[np.float32], run: Path, device: str) -> Arrays:
-    state = train_to_the_end(config, data, run, device)
-    samples = generate(config, state.generator_ema, image_seeds(config.seed, SAMPLES)).cpu().numpy()
-    if config.network.energy_sees_next:
-        return {"samples": samples}
-    return {"samples": samples, "log_density": energy_log_density(state.energy_net_ema, GRID)}
-
-
-def _measure(result: Arrays) -> dict[str, float]:
-    measures = mode_report(result["samples"], GAUSSIAN_CENTRES, GAUSSIAN_STD)
-    if "log_density" in result:
-        measures["kl_density"] = grid_kl(log_25_gaussians(GRID), result["log_density"])
-    return {name: measures[name] for name in METRICS if name in measures}
-
-
-def _over_seeds(measures: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    rows = {name: [float(measure[name]) for measure in measures] for name in measures[0]}
+def _over_seeds(reports: list[Mapping[str, float]], shown: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    rows = {name: [float(report[name]) for report in reports] for name in shown if name in reports[0]}
     return {
         name: {"mean": float(np.mean(row)), "spread": float(np.std(row, ddof=1)), "each": row}
         for name, row in rows.items()
@@ -98,8 +130,11 @@ def _draw(found: Mapping[str, list[Arrays]], variants: Mapping[str, Any]) -> Fig
     figure = Figure(figsize=(2.6 * len(found), 5.6), layout="constrained")
     for (top, bottom), name in zip(figure.subplots(2, len(found)).T, found, strict=True):
         first = found[name][0]
-        top.scatter(*first["samples"].T, s=1, alpha=0.3, linewidths=0)
-        top.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", xticks=[], yticks=[])
+        if first["samples"].ndim == 2:
+            top.scatter(*first["samples"].T, s=1, alpha=0.3, linewidths=0)
+            top.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", xticks=[], yticks=[])
+        else:
+            show_images(top, first["samples"][:64], 8, name)
         top.set_title(name)
         if "log_density" in first:
             density = np.exp(first["log_density"] - first["log_density"].max())

@@ -7,19 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from model.errors import ConfigError
-from model.graphs import to_pixels
-from model.noise import image_seeds
-from model.progress import progress
-from training.classifier import describe_images, read_classifier
-from training.config import TrainConfig
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, Splits, load_data, split
-from training.metrics import frechet_distance, grid_kl, mode_report, precision_recall
+from training.classifier import read_classifier
+from training.data import load_data, split
 from training.recipes import make_config
 from training.reproduce.figure import (
-    Measure,
     choose_device,
     claim,
     curve,
@@ -28,13 +21,11 @@ from training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
+from training.reproduce.measures import OfImages, OfPoints, measures
 from training.step import TrainState
-from training.trainer import generate
 
 NUM_STEPS = (1, 2, 4, 8)
 POINTS = 8  # measurements along a run
-BATCH = 100
 
 
 class Dataset(NamedTuple):
@@ -97,42 +88,17 @@ def reproduce(
     for num_steps in NUM_STEPS:
         config = base.override({"network.num_steps": str(num_steps)})
         folder = out / f"T-{num_steps}"
-        image = config.network.is_image
-        measure = _of_images(config, parts, classifier, count) if image else _of_points(config, count)
+        of = measures(config, count, parts, classifier)
+
+        def measure(state: TrainState, of: OfPoints | OfImages = of) -> Mapping[str, float]:
+            return of.measure(of.look(state))
+
         train_to_the_end(config, parts.train, folder, device, observe=keep(folder, measure))
         curves[str(num_steps)] = curve(folder, every, total)
     metrics = about | {"num_steps": curves}
     arrays = {f"T-{t}-{name}": np.array(row) for t, curve in curves.items() for name, row in curve.items()}
     write_results(out, _draw(curves, shown, about), metrics, arrays)
     return metrics
-
-
-def _of_points(config: TrainConfig, count: int) -> Measure:
-    def measure(state: TrainState) -> dict[str, float]:
-        samples = generate(config, state.generator_ema, image_seeds(config.seed, count)).cpu().numpy()
-        log_density = energy_log_density(state.energy_net_ema, GRID)
-        report = mode_report(samples, GAUSSIAN_CENTRES, GAUSSIAN_STD)
-        return report | {"kl_density": grid_kl(log_25_gaussians(GRID), log_density)}
-
-    return measure
-
-
-def _of_images(config: TrainConfig, parts: Splits, classifier: str, count: int) -> Measure:
-    judge, _ = read_classifier(classifier)
-    real, _ = describe_images(judge, parts.held_out[:10_000])
-
-    def measure(state: TrainState) -> dict[str, float]:
-        made: list[NDArray[np.uint8]] = []
-        with progress(f"sample, step {state.step}", count) as tick:
-            for start in range(0, count, BATCH):
-                seeds = image_seeds(config.seed, count)[start : start + BATCH]
-                made.append(to_pixels(generate(config, state.generator_ema, seeds)).cpu().numpy())
-                tick(len(seeds))
-        generated, _ = describe_images(judge, np.concatenate(made))
-        precision, recall = precision_recall(real[:count], generated)
-        return {"fd_classifier": frechet_distance(real, generated), "precision": precision, "recall": recall}
-
-    return measure
 
 
 def _draw(curves: Mapping[str, Mapping[str, list[float]]], shown: tuple[str, ...], about: Mapping[str, Any]) -> Figure:

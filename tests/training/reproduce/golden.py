@@ -73,7 +73,7 @@ def digits(folder: Path) -> str:
 SMALLER: dict[str, dict[str, Any]] = {
     "nice": {"TRAIN": 300, "HELD_OUT": 200},
     "steps": {"NUM_STEPS": (1, 2), "POINTS": 2},
-    "ablations": {"SEEDS": 2, "SAMPLES": 1_000},
+    "ablations": {"SEEDS": 2},
 }
 RUNS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "toy": lambda folder, bundle: {"steps": 10},

@@ -6,6 +6,8 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from model.errors import ConfigError, DataError
+from tests.training.reproduce.golden import untrained_classifier
 from training.recipes import make_config
 from training.reproduce import ablations
 
@@ -13,17 +15,17 @@ from training.reproduce import ablations
 def test_variants_change_what_they_say_and_only_that() -> None:
     base = make_config("toy")
     configs = {name: base.override(changes) for name, changes in ablations.VARIANTS.items()}
-    assert configs["all parts, lambda 1"] == base
+    assert configs["all parts"] == base
     assert base.entropy_weight == base.forward_weight == 1
-    assert len({str(config) for config in configs.values()}) == len(configs) == 7
+    assert len({str(config) for config in configs.values()}) == len(configs) == 8
     assert configs["DDGAN's loss"].network.energy_sees_next
     for config in configs.values():
         assert (config.batch_size, config.lr_generator, config.steps) == (400, 1e-3, 45_000)
 
 
 def test_means_and_spreads_over_seeds_and_no_density_of_a_discriminator(tmp_path: Path) -> None:
-    two = {name: ablations.VARIANTS[name] for name in ("no encoder", "DDGAN's loss")}
-    with patch.multiple(ablations, SEEDS=2, SAMPLES=500, VARIANTS=two):
+    two = ablations.DATASETS["25-gaussians"]._replace(variants=("no encoder", "DDGAN's loss"), samples=500)
+    with patch.multiple(ablations, SEEDS=2, DATASETS={"25-gaussians": two}):
         metrics = ablations.reproduce(tmp_path, steps=3, seed=4, device="cpu")
         (tmp_path / "metrics.json").unlink()
         with patch.object(ablations, "train_to_the_end", lambda *_: pytest.fail("trained again")):
@@ -36,3 +38,25 @@ def test_means_and_spreads_over_seeds_and_no_density_of_a_discriminator(tmp_path
     assert "kl_density" not in metrics["variants"]["DDGAN's loss"]
     with np.load(tmp_path / "arrays.npz") as arrays:
         assert arrays["no encoder: samples"].shape == (2, 500, 2)
+
+
+def test_variants_of_images_are_measured_by_a_classifier(tmp_path: Path) -> None:
+    shapes = ablations.Dataset("debug", {}, 2, 8, ("all parts", "no gradient penalty"), ("fd_classifier", "recall"))
+    given = {"classifier": untrained_classifier(tmp_path), "device": "cpu"}
+    with patch.multiple(ablations, SEEDS=2, DATASETS={"shapes": shapes}):
+        metrics = ablations.reproduce(tmp_path / "figure", "shapes", **given)
+    assert [list(row) for row in metrics["variants"].values()] == [["fd_classifier", "recall"]] * 2
+    assert metrics["variants"]["all parts"] != metrics["variants"]["no gradient penalty"]
+    with np.load(tmp_path / "figure" / "arrays.npz") as arrays:
+        assert arrays["no gradient penalty: samples"].shape == (2, 8, 16, 16, 1)
+
+
+def test_sets_change_their_recipe_and_it_says_what_it_needs(tmp_path: Path) -> None:
+    for dataset in ablations.DATASETS.values():
+        base = make_config(dataset.recipe).override(dataset.changes)
+        configs = [base.override(ablations.VARIANTS[name]) for name in dataset.variants]
+        assert len({str(config) for config in configs}) == len(configs)
+    with pytest.raises(ConfigError, match="25-gaussians, fashion-mnist"):
+        ablations.reproduce(tmp_path, "pinwheel")
+    with pytest.raises(DataError, match="needs --data PATH: the training images of fashion-mnist"):
+        ablations.reproduce(tmp_path, "fashion-mnist")

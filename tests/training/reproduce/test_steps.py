@@ -7,33 +7,33 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model.errors import ConfigError, DataError
+from model.noise import image_seeds
 from tests.training.reproduce.golden import untrained_classifier
+from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD
 from training.metrics import mode_report
 from training.reproduce import steps
+from training.reproduce.figure import Arrays
+from training.reproduce.measures import OfPoints
 from training.step import TrainState
 from training.trainer import generate
 
 
 def test_interrupted_it_goes_on_to_the_same_curves(tmp_path: Path) -> None:
     calls: list[int] = []
-    measure = steps._of_points
+    look = OfPoints.look
 
-    def stopping(*arguments: object) -> steps.Measure:
-        inner = measure(*arguments)
-
-        def measured(state: TrainState) -> dict[str, float]:
-            calls.append(state.step)
-            if len(calls) == 1:
-                signal.raise_signal(signal.SIGINT)
-            return dict(inner(state))
-
-        return measured
+    def stopping(of: OfPoints, state: TrainState) -> Arrays:
+        calls.append(state.step)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return look(of, state)
 
     with patch.multiple(steps, NUM_STEPS=(1, 2), POINTS=2):
         whole = steps.reproduce(tmp_path / "whole", steps=6, images=500, device="cpu")
-        with patch.object(steps, "_of_points", stopping):
+        with patch.object(OfPoints, "look", stopping):
             with pytest.raises(KeyboardInterrupt):
                 steps.reproduce(tmp_path / "parts", steps=6, images=500, device="cpu")
             assert steps.reproduce(tmp_path / "parts", steps=6, images=500, device="cpu") == whole
@@ -54,23 +54,21 @@ def test_images_are_measured_by_a_classifier(tmp_path: Path) -> None:
 
 
 def test_what_is_measured_is_the_average_network(tmp_path: Path) -> None:
-    seen: list[tuple[dict[str, float], dict[str, float]]] = []
-    measure = steps._of_points
+    seen: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    look = OfPoints.look
 
-    def watching(config: steps.TrainConfig, count: int) -> steps.Measure:
-        inner = measure(config, count)
+    def watching(of: OfPoints, state: TrainState) -> Arrays:
+        found = look(of, state)
+        wanted = generate(of.config, state.generator_ema, image_seeds(of.config.seed, of.count)).numpy()
+        seen.append((found["samples"], wanted))
+        return found
 
-        def measured(state: TrainState) -> dict[str, float]:
-            samples = generate(config, state.generator_ema, steps.image_seeds(config.seed, count)).numpy()
-            seen.append((dict(inner(state)), mode_report(samples, steps.GAUSSIAN_CENTRES, steps.GAUSSIAN_STD)))
-            return seen[-1][0]
-
-        return measured
-
-    with patch.multiple(steps, NUM_STEPS=(1,), POINTS=1, _of_points=watching):
-        steps.reproduce(tmp_path, steps=2, images=200, device="cpu")
-    ((measured, wanted),) = seen
-    assert measured.items() >= wanted.items()
+    with patch.multiple(steps, NUM_STEPS=(1,), POINTS=1), patch.object(OfPoints, "look", watching):
+        metrics = steps.reproduce(tmp_path, steps=2, images=200, device="cpu")
+    ((samples, wanted),) = seen
+    np.testing.assert_array_equal(samples, wanted)
+    report = mode_report(wanted, GAUSSIAN_CENTRES, GAUSSIAN_STD)
+    assert metrics["num_steps"]["1"]["std_ratio"] == [report["std_ratio"]]
 
 
 def test_it_says_what_it_has_and_what_it_needs(tmp_path: Path) -> None:

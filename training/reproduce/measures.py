@@ -1,0 +1,76 @@
+"""How near a model of points, or of images, has come to its data: what several figures measure."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.graphs import to_pixels
+from model.noise import image_seeds
+from model.progress import progress
+from training.classifier import describe_images, read_classifier
+from training.config import TrainConfig
+from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, Splits
+from training.metrics import frechet_distance, grid_kl, mode_report, precision_recall
+from training.reproduce.figure import Arrays
+from training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
+from training.step import TrainState
+from training.trainer import generate
+
+BATCH = 100
+
+
+def measures(config: TrainConfig, count: int, parts: Splits, classifier: str) -> "OfPoints | OfImages":
+    """What measures models of `config`: points need no classifier."""
+    return OfImages(config, count, parts, classifier) if config.network.is_image else OfPoints(config, count)
+
+
+class OfPoints:
+    """Models of the 25 Gaussians, by `count` samples and the density that the energy says."""
+
+    def __init__(self, config: TrainConfig, count: int) -> None:
+        self.config, self.count = config, count
+
+    def look(self, state: TrainState) -> Arrays:
+        """`samples` (count, 2) of the averaged networks and, where there is one, `log_density` over `toy.GRID`."""
+        samples = generate(self.config, state.generator_ema, image_seeds(self.config.seed, self.count)).cpu().numpy()
+        if self.config.network.energy_sees_next:  # a discriminator
+            return {"samples": samples}
+        return {"samples": samples, "log_density": energy_log_density(state.energy_net_ema, GRID)}
+
+    def measure(self, found: Arrays) -> Mapping[str, float]:
+        """Those of `training.metrics.mode_report`, and `kl_density`: KL(true ‖ exp(-E)) in nats."""
+        report = mode_report(found["samples"], GAUSSIAN_CENTRES, GAUSSIAN_STD)
+        if "log_density" in found:
+            report["kl_density"] = grid_kl(log_25_gaussians(GRID), found["log_density"])
+        return report
+
+
+class OfImages:
+    """Models of images, by `count` samples beside the data's held-out images, in the features of a classifier."""
+
+    def __init__(self, config: TrainConfig, count: int, parts: Splits, classifier: str) -> None:
+        self.config, self.count = config, count
+        self.judge, _ = read_classifier(classifier)
+        self.real: Tensor = describe_images(self.judge, parts.held_out[:10_000])[0]
+
+    def look(self, state: TrainState) -> Arrays:
+        """`samples` uint8 (count, H, W, C) of the averaged networks."""
+        made: list[NDArray[np.uint8]] = []
+        seeds = image_seeds(self.config.seed, self.count)
+        with progress(f"sample, step {state.step}", self.count) as tick:
+            for start in range(0, self.count, BATCH):
+                x_0 = generate(self.config, state.generator_ema, seeds[start : start + BATCH])
+                made.append(to_pixels(x_0).cpu().numpy())
+                tick(len(x_0))
+        return {"samples": np.concatenate(made)}
+
+    def measure(self, found: Arrays) -> Mapping[str, float]:
+        generated, _ = describe_images(self.judge, found["samples"])
+        precision, recall = precision_recall(self.real[: self.count], generated)
+        return {
+            "fd_classifier": frechet_distance(self.real, generated),
+            "precision": precision,
+            "recall": recall,
+        }
