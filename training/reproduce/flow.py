@@ -1,5 +1,7 @@
 """NICE, whose log-likelihood is exact (Dinh et al. 2014, *NICE: Non-linear Independent Components Estimation*)."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from training.reproduce.figure import fit, seeded
 
 NOISE = 0.2  # std, in [-1, 1], added to the images that the true flow learns: no direction in which it is a needle
 BATCH = 256
+LOGISTIC_STD = math.pi / 3**0.5  # of a standard logistic
 
 
 class Nice(nn.Module):
@@ -22,18 +25,22 @@ class Nice(nn.Module):
 
     The density is that of z = f(x) under independent standard logistics, times the scales. One flow for each of
     `levels` transitions k, which a coupling's network sees: its own density, exact like the others'.
+
+    Args:
+        spread: standard deviations, one a level, that coordinates have in the beginning: scales learn slowly.
     """
 
-    def __init__(self, dim: int, levels: int = 1, width: int = 256, couplings: int = 4) -> None:
+    def __init__(self, dim: int, spread: Sequence[float], width: int = 256, couplings: int = 4) -> None:
         super().__init__()
-        self.levels, self.odd = levels, dim // 2
+        self.levels, self.odd = (levels := len(spread)), dim // 2
         sizes = [(dim - self.odd, self.odd) if i % 2 else (self.odd, dim - self.odd) for i in range(couplings)]
         self.couplings = nn.ModuleList(
             nn.Sequential(nn.Linear(seen + levels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
                           nn.Linear(width, moved))
             for seen, moved in sizes
         )  # fmt: skip
-        self.log_scale = nn.Parameter(torch.zeros(levels, dim))
+        log_scale = torch.log(LOGISTIC_STD / torch.tensor(spread))
+        self.log_scale = nn.Parameter(log_scale[:, None].repeat(1, dim))
 
     def log_prob(self, x: Tensor, k: Tensor) -> Tensor:
         """Nats, (B,), of x (B, D) at levels k (B,)."""
@@ -76,7 +83,8 @@ class FlowEnergy(EnergyNet):
 
 def fit_truth(out: Path, images: NDArray[np.uint8], steps: int, seed: int, device: torch.device) -> Nice:
     """A flow of maximum likelihood on images (N, H, W, 1) with noise; what came of it is the truth, good or bad."""
-    flow = seeded(seed, lambda: Nice(images[0].size), device)
+    spread = float(np.hypot(images.std() / 127.5, NOISE))
+    flow = seeded(seed, lambda: Nice(images[0].size, [spread]), device)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
 
     def step(i: int) -> None:

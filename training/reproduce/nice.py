@@ -103,7 +103,9 @@ def reproduce(
     train, held_out, others = np.split(exact, [TRAIN, TRAIN + HELD_OUT])
     config = recipe(size * size, steps, seed)
     measure = partial(_measure, truth, config, held_out[:2_000])
-    state = train_to_the_end(config, train, out / "ours", device, _make_state, keep(out / "ours", measure))
+    state = train_to_the_end(
+        config, train, out / "ours", device, partial(_make_state, float(train.std())), keep(out / "ours", measure)
+    )
     critic, wgan_generator = train_wgan_gp(out, config, train, where)
 
     log_likelihood = {
@@ -128,12 +130,16 @@ def reproduce(
     return metrics
 
 
-def _make_state(config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
-    """Networks of `config`, but for the energy network, which is a flow at each transition."""
+def _make_state(std: float, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
+    """Networks of `config`, but for the energy network, which is a flow at each transition.
+
+    Args:
+        std: of the data.
+    """
     state = make_state(config, device)
-    flow = seeded(
-        config.seed, lambda: Nice(config.network.data_shape[0], config.network.num_steps), torch.device(device)
-    )
+    schedule = make_schedule(config.network)
+    spread = np.hypot(schedule.alpha_bar**0.5 * std, schedule.sigma)[:-1].tolist()
+    flow = seeded(config.seed, lambda: Nice(config.network.data_shape[0], spread), torch.device(device))
     state.networks["energy_net"] = FlowEnergy(flow)
     return dataclasses.replace(
         state,

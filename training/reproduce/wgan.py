@@ -25,7 +25,8 @@ def train_wgan_gp(
     """A flow whose verdict is log p(x), and a generator of one step; train steps, batches and widths are `config`'s."""
     dim, latent, seed = config.network.data_shape[0], config.network.latent_dim, config.seed
     one_step = dataclasses.replace(config.network, num_steps=1)
-    critic, generator = seeded(seed, lambda: Nice(dim), device), seeded(seed, lambda: Generator(one_step), device)
+    critic = seeded(seed, lambda: Nice(dim, [float(train.std())]), device)
+    generator = seeded(seed, lambda: Generator(one_step), device)
     nets = nn.ModuleDict({"critic": critic, "generator": generator})
     optimizers = [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.0, 0.9)) for net in nets.values()]
     batch = config.batch_size

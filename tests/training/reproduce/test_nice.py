@@ -19,7 +19,7 @@ from training.reproduce.flow import FlowEnergy, Nice, draws, mean_log_prob
 def moved_flow(dim: int, levels: int) -> Nice:
     """A flow with every parameter away from its beginning."""
     torch.manual_seed(0)
-    flow = Nice(dim, levels, width=8).double()
+    flow = Nice(dim, [1.0] * levels, width=8).double()
     for parameter in flow.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return flow
