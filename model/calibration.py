@@ -15,7 +15,7 @@ from model.images import fingerprints
 from model.parallel import in_order, usable_cores
 from model.pixels import Pixels, fit_pixels
 from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
-from model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough
+from model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside
 
 BATCH = 250
 _CARD_HEADING = "\n## Calibrated anew\n"
@@ -23,7 +23,7 @@ _CARD_HEADING = "\n## Calibrated anew\n"
 
 def level_rows(energy: Session, pixels: Pixels, images: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Rows of `model.runtime.score_rows` for images (N, H, W, C), a batch at a time."""
-    return np.concatenate([score_rows(levels, pixels) for levels in _levels(energy, images)])
+    return np.concatenate([score_rows(part, levels, pixels) for part, levels in _levels(energy, images)])
 
 
 def fit(
@@ -42,10 +42,10 @@ def fit(
         ConfigError: too few images.
     """
     require_enough(len(reference), len(calibration))
-    pixels = fit_pixels(lambda: (levels.energy_map for levels in _levels(energy, reference)))
+    pixels = fit_pixels(lambda: (levels.energy_map for _, levels in _levels(energy, reference)))
     num_steps = len(pixels.pixel_mean)
     rows, calibration_rows = (level_rows(energy, pixels, images) for images in (reference, calibration))
-    scorer = fit_scorer(rows, calibration_rows, levels=num_steps, of_pixels=2 * num_steps)
+    scorer = fit_scorer(rows, calibration_rows, num_steps, weights_beside(num_steps))
     return pixels, scorer, fit_explainer(calibration_rows[:, :num_steps], pixels)
 
 
@@ -90,6 +90,6 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
     return rewrite_bundle(bundle, out, scorer, explainer, source, {"README.md": card.encode()}), before
 
 
-def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[LevelStatistics]:
+def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], LevelStatistics]]:
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    return in_order(lambda part: level_statistics(energy, part), parts, usable_cores())
+    return in_order(lambda part: (part, level_statistics(energy, part)), parts, usable_cores())

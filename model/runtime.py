@@ -27,7 +27,7 @@ from model.errors import BundleError, ConfigError
 from model.parallel import usable_cores
 from model.pixels import Pixels
 from model.sampling import draw_noise
-from model.scoring import Scorer, statistics
+from model.scoring import Scorer, fine_detail, statistics
 
 ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
 Session: TypeAlias = ort.InferenceSession
@@ -206,17 +206,18 @@ class BundleRuntime:
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
         """The scores of `score`, with the energy map behind them."""
-        return explain_levels(self.bundle.scorer, self.bundle.pixels, self.level_statistics(images))
+        return explain_levels(self.bundle.scorer, self.bundle.pixels, images, self.level_statistics(images))
 
 
-def explain_levels(scorer: Scorer, pixels: Pixels, levels: LevelStatistics) -> Explained:
-    ood_score = scorer.ood_score(score_rows(levels, pixels))
+def explain_levels(scorer: Scorer, pixels: Pixels, images: NDArray[np.uint8], levels: LevelStatistics) -> Explained:
+    ood_score = scorer.ood_score(score_rows(images, levels, pixels))
     return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
 
 
-def score_rows(levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
-    """What the score is computed of, (B, T + T·F + 2T): log energies, features, statistics of pixels."""
-    return np.hstack([statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)])
+def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
+    """What the score is computed of, (B, T + T·F + 2T + 1): log energies, features, statistics of pixels, detail."""
+    known, of_pixels = statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)
+    return np.hstack([known, of_pixels, fine_detail(images)])
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:

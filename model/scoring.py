@@ -3,17 +3,18 @@
 The score is a Mahalanobis distance over the energies and hidden features of all levels, and how far each energy is from
 the one that an image with such features has, and from its mean: an image may be hard because it is rich (a striped
 shirt), or because it is not of this kind. Two statistics of a level's standardised pixels (`model/pixels.py`) are taken
-in the same way, given the energies and the features:
+in the same way, given the energies and the features, and so is how much fine detail the image itself has:
 
-    S = distance² + D/T · Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ]
+    S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ] + ½ d² }
 
 with r the residuals of the energies, z the energies as they are, a and b the residuals of the largest pixel and of the
-pixels' 2-norm, all in standard deviations, and D = T + T·F. It is fitted on the reference part of the held-out data and
-calibrated on the calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
+pixels' 2-norm, d that of the detail, all in standard deviations, and D = T + T·F. It is fitted on the reference part of
+the held-out data and calibrated on the calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
 Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -26,6 +27,7 @@ from model.explain import log_energies
 Floats = NDArray[np.float64]
 
 _RIDGE = 0.01  # beside the features' variance of 1: some of them hardly differ
+_LEAST_DETAIL = 0.1  # grey levels: an empty image has a logarithm too
 
 
 def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
@@ -33,17 +35,34 @@ def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -
     return np.concatenate([log_energies(energies), features.reshape(len(features), -1)], axis=1, dtype=np.float64)
 
 
+def fine_detail(images: NDArray[np.uint8]) -> Floats:
+    """Images (B, H, W, C) -> (B, 1): the logarithm of the mean absolute diagonal detail, in grey levels.
+
+    The finest diagonal band of an undecimated Haar transform is x_ij - x_(i+1)j - x_i(j+1) + x_(i+1)(j+1). Edges along
+    the axes and slow changes of light have none of it, noise has most, blur least.
+    """
+    rows = np.diff(images.astype(np.int16), axis=1)
+    detail = np.abs(np.diff(rows, axis=2)).mean((1, 2, 3), dtype=np.float64)
+    logs: Floats = np.log(detail + _LEAST_DETAIL)[:, None]
+    return logs
+
+
+def weights_beside(levels: int) -> tuple[float, ...]:
+    """Of the residuals that `model.runtime.score_rows` has after its D columns: a and b of each level, and d."""
+    return (*(1 / 16,) * (2 * levels), 1 / 2)
+
+
 @dataclass(frozen=True)
 class Scorer:
     """S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖², and the scores of held-out images."""
 
-    mean: Floats  # (D + 2T,)
+    mean: Floats  # (D + P,), P = 2T + 1
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
-    surprise: Floats  # (8T, D + 2T): r, -r, z, -z, then a and b, -a and -b of the formula; weighted
+    surprise: Floats  # (4T + 2P, D + P): r, -r, z, -z, then a, b and d, -a, -b and -d of the formula; weighted
     calibration_scores: Floats  # (n,), ascending
 
     def ood_score(self, rows: Floats) -> Floats:
-        """High means out of distribution; (B,), unitless. `rows` (B, D + 2T) as of `model.runtime.score_rows`."""
+        """High means out of distribution; (B,), unitless. `rows` (B, D + P) as of `model.runtime.score_rows`."""
         centred = rows - self.mean
         distance = np.square(centred[:, : len(self.whitening)] @ self.whitening.T).sum(1)
         scores: Floats = distance + np.square(np.maximum(centred @ self.surprise.T, 0)).sum(1)
@@ -76,7 +95,7 @@ class Scorer:
         return max(0.05, self.smallest_p)
 
 
-def fit_scorer(reference: Floats, calibration: Floats, levels: int, of_pixels: int = 0) -> Scorer:
+def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
     """Fit on `reference` rows (m, D + P), calibrate on disjoint `calibration` rows (n, D + P).
 
     The covariance is shrunk towards the diagonal by the oracle-approximating weight (Chen, Wiesel,
@@ -85,7 +104,7 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int, of_pixels: i
 
     Args:
         levels: T, the number of log energies, which are the first columns; 0 for a distance alone.
-        of_pixels: P, the number of statistics of pixels, which are the last; 0 for a score without them.
+        beside: weights of the residuals of the last P columns, which are not in the distance.
 
     Raises:
         ConfigError: fewer than two reference rows, or no calibration rows.
@@ -93,13 +112,13 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int, of_pixels: i
     require_enough(len(reference), len(calibration))
     mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
     standard = (reference - mean) / std
-    dim = len(mean) - of_pixels
+    dim = len(mean) - len(beside)
     covariance = standard[:, :dim].T @ standard[:, :dim] / len(standard)
     shrinkage = _oas_weight(covariance, len(standard))
     covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std[:dim]
-    surprise = _surprise(standard, levels, of_pixels) / std
+    surprise = _surprise(standard, levels, beside) / std
     return calibrate_scorer(Scorer(mean, whitening, surprise, np.empty(0)), calibration)
 
 
@@ -109,19 +128,21 @@ def require_enough(reference: int, calibration: int) -> None:
         raise ConfigError(f"cannot calibrate with {reference} reference and {calibration} calibration images")
 
 
-def _surprise(standard: Floats, levels: int, of_pixels: int) -> Floats:
-    """(4T + 2P, D + P). r, z and the residuals of the pixels' statistics, each above and below zero; in std, weighted.
+def _surprise(standard: Floats, levels: int, beside: Sequence[float]) -> Floats:
+    """(4T + 2P, D + P). r, z and the residuals of the columns beside, each above and below zero; in std, weighted.
 
     All statistics of a level's energy have D/T for their expected part in the distance: r above zero counts a quarter
     of that times its square, r below zero and z an eighth. Too easy is strange too (digits, to a model of photographs),
     but less often so. Those of its pixels have an eighth together.
     """
-    dim = standard.shape[1] - of_pixels
+    columns = standard.shape[1]
+    dim = columns - len(beside)
     r = _residuals(standard, slice(0, levels), slice(levels, dim))
-    z = np.eye(levels, dim + of_pixels)
-    ab = _residuals(standard, slice(dim, dim + of_pixels), slice(0, dim))
-    quarter, eighth, sixteenth = (np.sqrt(part * dim / max(levels, 1)) for part in (1 / 4, 1 / 8, 1 / 16))
-    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z, sixteenth * ab, -sixteenth * ab])
+    z = np.eye(levels, columns)
+    share = dim / max(levels, 1)  # D/T
+    quarter, eighth = np.sqrt(share / 4), np.sqrt(share / 8)
+    abd = _residuals(standard, slice(dim, columns), slice(0, dim)) * np.sqrt(share * np.array(beside))[:, None]
+    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z, abd, -abd])
 
 
 def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:

@@ -72,7 +72,7 @@ class TorchEngine:
         return Scores(*self.explain(images)[:3])
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        return explain_levels(self.scorer, self._pixels, self._level_statistics(images))
+        return explain_levels(self.scorer, self._pixels, images, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first: the others then fit into its memory

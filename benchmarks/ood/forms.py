@@ -1,11 +1,11 @@
-"""Forms of the score, on choice images and transforms that no report has: how its statistics of pixels were chosen.
+"""Forms of the score, on choice images and transforms that no report has: how what it looks at was chosen.
 
     python -m benchmarks.ood.forms fashion-mnist --train FASHION --out runs/forms [-n 1000]
 
 Each form adds D/T · weight · Σ_k r_k² to the score without pixels. r_k is how far a statistic of level k's energy map
 lies from what a ridge regression on the energies and features expects, in standard deviations; or that above zero
-alone. Also the score with fewer levels, which would cost less. What the network says is kept in OUT, so that another
-form takes seconds.
+alone. Also the score with fewer levels, which would cost less. A second table adds statistics of the image itself to
+the score with the pixels' that were chosen. What the network says is kept in OUT, so that another form takes seconds.
 """
 
 import argparse
@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.ood.choice import CHOICE
-from benchmarks.ood.sets import make_sets
+from benchmarks.ood.peers import png_bytes
+from benchmarks.ood.sets import Images, make_sets
 from model.bundle import find_bundle, load_bundle
 from model.calibration import BATCH
 from model.files import write_file
 from model.readers import read_images
-from model.runtime import BundleRuntime
-from model.scoring import fit_scorer, statistics
+from model.runtime import BundleRuntime, LevelStatistics
+from model.scoring import fine_detail, fit_scorer, statistics
 from training.data import Splits, split
 from training.evaluate import auroc
 
@@ -49,6 +50,37 @@ RAW: dict[str, Callable[[Floats], Floats]] = {  # energies of pixels (N, T, P), 
     "lower quartile": lambda m: np.log(m[..., m.shape[2] // 4] + 1e-12),
     "2-norm": lambda m: 0.5 * np.log((m**2).mean(2) + 1e-24),
 }
+
+PAIR = ("log: largest", "z: 2-norm")  # in the score, 1/16 each
+OF_IMAGE: dict[str, Callable[[Images], Floats]] = {  # images (N, H, W, C) -> (N,)
+    "diagonal detail": lambda images: fine_detail(images)[:, 0],
+    "diagonal detail, mean logarithm": lambda images: _log_mean(np.log1p(np.abs(_diagonal(images))), 0.03),
+    "residual of JPEG-LS's predictor": lambda images: _log_mean(np.abs(_median_residual(images))),
+    "slopes": lambda images: _log_mean(np.abs(np.diff(images.astype(float), axis=1)[:, :, 1:])
+                                       + np.abs(np.diff(images.astype(float), axis=2)[:, 1:])),
+    "Laplacian": lambda images: _log_mean(np.abs(sum(np.diff(images.astype(float), 2, axis)[cut] for axis, cut in (
+        (1, np.s_[:, :, 1:-1]), (2, np.s_[:, 1:-1]))))),
+    "PNG bytes": lambda images: np.log(png_bytes(images)),
+    "brightness": lambda images: images.mean((1, 2, 3)),
+    "contrast": lambda images: np.log(images.std((1, 2, 3)) + 1),
+}  # fmt: skip
+
+
+def _diagonal(images: Images) -> Floats:
+    return np.diff(np.diff(images.astype(np.float64), axis=1), axis=2)
+
+
+def _median_residual(images: Images) -> Floats:
+    """Of each pixel, from the median of its left and upper neighbours and their plane (Weinberger et al. 2000)."""
+    padded = np.pad(images.astype(np.float64), [(0, 0), (1, 0), (1, 0), (0, 0)])
+    left, above, corner = padded[:, 1:, :-1], padded[:, :-1, 1:], padded[:, :-1, :-1]
+    residual: Floats = images - np.median([left, above, left + above - corner], axis=0)
+    return residual
+
+
+def _log_mean(values: Floats, least: float = 0.1) -> Floats:
+    found: Floats = np.log(values.mean((1, 2, 3)) + least)
+    return found
 
 
 def _log_norm(z: Floats, power: int) -> Floats:
@@ -102,29 +134,31 @@ def look(runtime: BundleRuntime, parts: Splits, count: int) -> Rows:
     known = [runtime.level_statistics(parts.reference[i : i + BATCH]) for i in range(0, len(parts.reference), BATCH)]
     pixels = fit_pixels([levels.energy_map for levels in known])
 
-    def rows(batches: list[tuple[NDArray[np.floating], ...]]) -> dict[str, Floats]:
+    def rows(images: Images, batches: list[LevelStatistics]) -> dict[str, Floats]:
         found = [{"rows": statistics(e, f), **map_statistics(m, pixels)} for e, m, f in batches]
-        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        of_image = {f"image: {name}": compute(images)[:, None] for name, compute in OF_IMAGE.items()}
+        return of_image | {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
     sets = {"ordinary": parts.choice[count : 2 * count], **make_sets(parts.choice[:count], CHOICE)}
-    return {"reference": rows(known)} | {
-        name: rows([runtime.level_statistics(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
+    return {"reference": rows(parts.reference, known)} | {
+        name: rows(images, [runtime.level_statistics(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
         for name, images in sets.items()
     }
 
 
-def surprise(of: str, sets: Rows, levels: int) -> dict[str, Floats]:
-    """{set: r (N, T)} of the map statistic `of`, given log energies and features."""
+def surprise(of: str, sets: Rows) -> dict[str, Floats]:
+    """{set: r (N, T or 1)} of the statistic `of`, given log energies and features."""
     known = np.hstack([sets["reference"][of], sets["reference"]["rows"]])
     mean, std = known.mean(0), np.maximum(known.std(0), 1e-9)
-    wanted, given = np.split((known - mean) / std, [levels], axis=1)
+    width = sets["reference"][of].shape[1]
+    wanted, given = np.split((known - mean) / std, [width], axis=1)
     gram = given.T @ given / len(given) + 0.01 * np.eye(given.shape[1])
     weights = np.linalg.solve(gram, given.T @ wanted / len(given))
     spread = (wanted - given @ weights).std(0)
     found = {}
     for name, part in sets.items():
         rows = (np.hstack([part[of], part["rows"]]) - mean) / std
-        found[name] = (rows[:, :levels] - rows[:, levels:] @ weights) / spread
+        found[name] = (rows[:, :width] - rows[:, width:] @ weights) / spread
     return found
 
 
@@ -135,11 +169,26 @@ def forms(sets: Rows, levels: int) -> dict[str, dict[str, Floats]]:
     for kept in ([0], [1], [0, 1], [0, 1, 2]):
         found[f"levels {', '.join(map(str, kept))} alone"] = _scores(sets, kept, levels)
     share = sets["reference"]["rows"].shape[1] / levels  # D/T
-    for of in list(sets["reference"])[1:]:
-        for name, r in surprise(of, sets, levels).items():
+    for of in sets["reference"]:
+        if of == "rows" or of.startswith("image: "):
+            continue
+        for name, r in surprise(of, sets).items():
             two_sided, above = np.square(r).sum(1), np.square(np.maximum(r, 0)).sum(1)
             found.setdefault(f"{of}, ⅛ r²", {})[name] = now[name] + share / 8 * two_sided
             found.setdefault(f"{of}, ¼ max(0, r)²", {})[name] = now[name] + share / 4 * above
+    return found
+
+
+def forms_of_images(sets: Rows, levels: int) -> dict[str, dict[str, Floats]]:
+    """{form: {set: scores}}, the score with the pixels' two statistics first."""
+    now, share = _scores(sets, list(range(levels)), levels), sets["reference"]["rows"].shape[1] / levels
+    for of in PAIR:
+        now = {name: now[name] + share / 16 * np.square(r).sum(1) for name, r in surprise(of, sets).items()}
+    found = {"with pixels": now}
+    for of in OF_IMAGE:
+        for name, r in surprise(f"image: {of}", sets).items():
+            for text, weight in (("¼", 1 / 4), ("½", 1 / 2), ("1", 1.0)):
+                found.setdefault(f"{of}, {text} r²", {})[name] = now[name] + share * weight * np.square(r[:, 0])
     return found
 
 
@@ -189,7 +238,7 @@ def main() -> None:
         for key in file.files:
             name, of = key.split("/", 1)
             loaded.setdefault(name, {})[of] = file[key]
-    text = table(forms(loaded, bundle.config.num_steps))
+    text = "\n\n".join(table(make(loaded, bundle.config.num_steps)) for make in (forms, forms_of_images))
     write_file(args.out / f"{bundle.name}.md", f"{text}\n".encode())
     print(text)
 

@@ -18,7 +18,7 @@ from benchmarks.ood.sets import Images
 from model.calibration import BATCH
 from model.images import encode_png
 from model.runtime import BundleRuntime, score_rows
-from model.scoring import fit_scorer
+from model.scoring import fit_scorer, weights_beside
 
 Floats = NDArray[np.floating]
 Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)
@@ -32,7 +32,7 @@ class Looked:
     """Images, and what the energy network says of them."""
 
     images: Images
-    rows: Floats  # (N, T + T·F + 2T), as model.runtime.score_rows
+    rows: Floats  # (N, T + T·F + 2T + 1), as model.runtime.score_rows
     levels: int  # T
     seconds: float  # of one core, of the network, for all
 
@@ -46,12 +46,12 @@ class Looked:
 
     @property
     def features(self) -> Floats:
-        return self.without_pixels[:, self.levels :]
+        return self.in_distance[:, self.levels :]
 
     @property
-    def without_pixels(self) -> Floats:
+    def in_distance(self) -> Floats:
         """Log energies and features, (N, T + T·F)."""
-        return self.rows[:, : -2 * self.levels]
+        return self.rows[:, : -len(weights_beside(self.levels))]
 
     def first(self, count: int) -> "Looked":
         share = min(count, len(self.images)) / len(self.images)
@@ -62,7 +62,7 @@ def look(runtime: BundleRuntime, images: Images) -> Looked:
     rows, began = [], time.process_time()
     for i in range(0, len(images), BATCH):
         found = runtime.level_statistics(images[i : i + BATCH])
-        rows.append(score_rows(found, runtime.bundle.pixels))
+        rows.append(score_rows(images[i : i + BATCH], found, runtime.bundle.pixels))
     seconds = time.process_time() - began
     return Looked(images, np.concatenate(rows), runtime.bundle.config.num_steps, seconds)
 
@@ -72,7 +72,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     mean, std = known.log_energies.mean(0), known.log_energies.std(0)
     lengths = png_bytes(known.images)
     levels = StandardScaler().fit(known.log_energies)
-    scorer = fit_scorer(known.rows, known.rows, known.levels, of_pixels=2 * known.levels)
+    scorer = fit_scorer(known.rows, known.rows, known.levels, weights_beside(known.levels))
 
     def mean_z(looked: Looked) -> Floats:
         return ((looked.log_energies - mean) / std).mean(1)
@@ -86,7 +86,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     return found | {
         "energies, mean z": mean_z,
         "energies, Mahalanobis": _mahalanobis(known, lambda looked: looked.log_energies),
-        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.without_pixels),
+        "energies and features, Mahalanobis": _mahalanobis(known, lambda looked: looked.in_distance),
         "energies, kNN (as MSMA)": _neighbours(levels.transform(known.log_energies),
                                                lambda looked: levels.transform(looked.log_energies)),
         "features, Mahalanobis": _mahalanobis(known, lambda looked: looked.features),

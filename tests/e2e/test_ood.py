@@ -185,6 +185,24 @@ def test_the_score_looks_at_pixels_as_the_form_that_was_chosen_does() -> None:
     np.testing.assert_allclose(ours, np.hstack([chosen["log: largest"], chosen["z: 2-norm"]]), rtol=1e-4, atol=1e-5)
 
 
+def test_statistics_of_the_image_itself_against_their_definitions() -> None:
+    images = np.random.default_rng(5).integers(0, 256, (2, 6, 7, 3), dtype=np.uint8)
+    x = images.astype(float)
+    residuals, laplacian = [], []
+    for y, z, c in np.ndindex(6, 7, 3):
+        left, above = x[0, y, z - 1, c] if z else 0, x[0, y - 1, z, c] if y else 0
+        corner = x[0, y - 1, z - 1, c] if y and z else 0
+        residuals.append(abs(x[0, y, z, c] - sorted((left, above, left + above - corner))[1]))
+        if 0 < y < 5 and 0 < z < 6:
+            around = x[0, y - 1, z, c] + x[0, y + 1, z, c] + x[0, y, z - 1, c] + x[0, y, z + 1, c]
+            laplacian.append(abs(around - 4 * x[0, y, z, c]))
+    found = {name: compute(images)[0] for name, compute in forms.OF_IMAGE.items()}
+    assert found["residual of JPEG-LS's predictor"] == pytest.approx(np.log(np.mean(residuals) + 0.1))
+    assert found["Laplacian"] == pytest.approx(np.log(np.mean(laplacian) + 0.1))
+    assert found["brightness"] == pytest.approx(x[0].mean())
+    assert all(compute(images).shape == (2,) for compute in forms.OF_IMAGE.values())
+
+
 def test_forms_are_compared_on_choice_images(
     debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,7 +214,10 @@ def test_forms_are_compared_on_choice_images(
     lines = first.splitlines()
     assert lines[2].startswith("| without |")
     assert lines[2].endswith("| +0.000 |")
-    assert len(lines) == 2 + 5 + 2 * (len(forms.RAW) + 4 * len(forms.OF_PIXELS))
+    blank = lines.index("")
+    assert blank == 2 + 5 + 2 * (len(forms.RAW) + 4 * len(forms.OF_PIXELS))
+    assert lines[blank + 3].startswith("| with pixels |")
+    assert len(lines) == blank + 1 + 2 + 1 + 3 * len(forms.OF_IMAGE)
     time = kept.stat().st_mtime_ns
     forms.main()  # from what was kept
     assert (capsys.readouterr().out, kept.stat().st_mtime_ns) == (first, time)

@@ -44,7 +44,7 @@ def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
     pixels = runtime.bundle.pixels
     rows = level_rows(runtime.energy, pixels, images)
     features = runtime.level_statistics(images[:1]).features
-    assert rows.shape == (BATCH + 3, 4 + features.size + 8)
+    assert rows.shape == (BATCH + 3, 4 + features.size + 9)
     np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, pixels, images[-3:]), rtol=1e-4, atol=1e-5)
 
 
@@ -67,8 +67,8 @@ def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: BundleRuntim
         np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.bundle.pixels, field), rtol=1e-5)
     rows = level_rows(runtime.energy, pixels, splits.calibration)
     np.testing.assert_allclose(np.sort(scorer.ood_score(rows)), runtime.bundle.scorer.calibration_scores, rtol=1e-3)
-    assert np.abs(scorer.surprise[:16, -8:]).max() == 0
-    assert np.abs(scorer.surprise[16:, -8:]).max(1).min() > 0
+    assert np.abs(scorer.surprise[:16, -9:]).max() == 0
+    assert np.abs(scorer.surprise[16:, -9:]).max(1).min() > 0
 
 
 def test_nothing_to_fit_on_is_refused(runtime: BundleRuntime, splits: Splits) -> None:

@@ -19,6 +19,7 @@ from model.errors import BundleError, ConfigError
 from model.graphs import to_pixels
 from model.runtime import BundleRuntime, choose_providers, engine_cache
 from model.schedule import make_schedule
+from model.scoring import fine_detail
 from training.data import load_data, split, to_tensor
 from training.export import load_run
 from training.trainer import generate
@@ -205,7 +206,9 @@ def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: BundleRun
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
     scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
     of_pixels = runtime.bundle.pixels.statistics(levels.energy_map)
-    rows = np.hstack([np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels])
+    rows = np.hstack(
+        [np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels, fine_detail(images)]
+    )
     np.testing.assert_allclose(scores.ood_score, scorer.ood_score(rows))
     calibration = scorer.calibration_scores
     expected = [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in scores.ood_score]

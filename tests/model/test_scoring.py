@@ -10,7 +10,15 @@ from sklearn.covariance import OAS
 from sklearn.linear_model import Ridge
 
 from model.errors import ConfigError
-from model.scoring import Scorer, false_alarm_interval, fdr_threshold, fit_scorer, statistics
+from model.scoring import (
+    Scorer,
+    false_alarm_interval,
+    fdr_threshold,
+    fine_detail,
+    fit_scorer,
+    statistics,
+    weights_beside,
+)
 
 Floats = NDArray[np.float64]
 
@@ -189,24 +197,40 @@ def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much
     assert (with_it.p_value(with_it.ood_score(reference + shift)) <= 0.01).mean() > 0.99
 
 
-def with_pixels(count: int, seed: int) -> Floats:
-    """Rows of `with_energies`, then four statistics that they explain but for noise."""
+def with_more_beside(count: int, seed: int) -> Floats:
+    """Rows of `with_energies`, then five statistics that they explain but for noise."""
     rows = with_energies(count, seed)
-    mix = np.random.default_rng(98).standard_normal((12, 4))
-    return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 4))])
+    mix = np.random.default_rng(98).standard_normal((12, 5))
+    return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 5))])
 
 
-def test_score_is_its_formula_with_the_pixels() -> None:
-    reference, others = with_pixels(3000, seed=13), with_pixels(500, seed=14) * 1.2
-    scorer = fit_scorer(reference, others, levels=2, of_pixels=4)
+def test_score_is_its_formula_with_the_pixels_and_the_detail() -> None:
+    reference, others = with_more_beside(3000, seed=13), with_more_beside(500, seed=14) * 1.2
+    weights = weights_beside(2)
+    assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 2)
+    scorer = fit_scorer(reference, others, 2, weights)
     without = fit_scorer(reference[:, :12], others[:, :12], levels=2)
     centre, scale = reference.mean(0), reference.std(0)
     known, new = (reference - centre) / scale, (others - centre) / scale
     ridge = Ridge(alpha=0.01 * 3000, fit_intercept=False).fit(known[:, :12], known[:, 12:])
     std = (known[:, 12:] - ridge.predict(known[:, :12])).std(0)
     residuals = (new[:, 12:] - ridge.predict(new[:, :12])) / std
-    expected = without.ood_score(others[:, :12]) + 12 / 2 / 16 * np.square(residuals).sum(1)
+    expected = without.ood_score(others[:, :12]) + 12 / 2 * np.square(residuals) @ weights
     np.testing.assert_allclose(scorer.ood_score(others), expected, rtol=1e-9)
+
+
+def test_fine_detail_is_the_mean_diagonal_difference_of_four_neighbours() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
+    x = images.astype(float)
+    for i in range(3):
+        found = [
+            abs(x[i, y, z, c] - x[i, y + 1, z, c] - x[i, y, z + 1, c] + x[i, y + 1, z + 1, c])
+            for y in range(4) for z in range(5) for c in range(3)
+        ]  # fmt: skip
+        assert fine_detail(images)[i, 0] == pytest.approx(np.log(np.mean(found) + 0.1))
+    edge = np.zeros((1, 8, 8, 1), np.uint8)
+    edge[:, 3:] = 255  # along an axis
+    np.testing.assert_allclose(fine_detail(np.concatenate([edge, edge // 255 * 9, 0 * edge])), np.log(0.1))
 
 
 def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
