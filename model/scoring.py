@@ -5,7 +5,7 @@ the one that an image with such features has, and from its mean: an image may be
 shirt), or because it is not of this kind. Two statistics of a level's standardised pixels (`model/pixels.py`) are taken
 in the same way, given the energies and the features, and so is how much fine detail the image itself has:
 
-    S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ] + ½ d² }
+    S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ] + ¼ d² }
 
 with r the residuals of the energies, z the energies as they are, a and b the residuals of the largest pixel and of the
 pixels' 2-norm, d that of the detail, all in standard deviations, and D = T + T·F. It is fitted on the reference part of
@@ -49,7 +49,7 @@ def fine_detail(images: NDArray[np.uint8]) -> Floats:
 
 def weights_beside(levels: int) -> tuple[float, ...]:
     """Of the residuals that `model.runtime.score_rows` has after its D columns: a and b of each level, and d."""
-    return (*(1 / 16,) * (2 * levels), 1 / 2)
+    return (*(1 / 16,) * (2 * levels), 1 / 4)
 
 
 @dataclass(frozen=True)

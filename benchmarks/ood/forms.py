@@ -187,7 +187,7 @@ def forms_of_images(sets: Rows, levels: int) -> dict[str, dict[str, Floats]]:
     found = {"with pixels": now}
     for of in OF_IMAGE:
         for name, r in surprise(f"image: {of}", sets).items():
-            for text, weight in (("¼", 1 / 4), ("½", 1 / 2), ("1", 1.0)):
+            for text, weight in (("⅛", 1 / 8), ("¼", 1 / 4), ("½", 1 / 2)):
                 found.setdefault(f"{of}, {text} r²", {})[name] = now[name] + share * weight * np.square(r[:, 0])
     return found
 

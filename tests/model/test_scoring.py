@@ -207,7 +207,7 @@ def with_more_beside(count: int, seed: int) -> Floats:
 def test_score_is_its_formula_with_the_pixels_and_the_detail() -> None:
     reference, others = with_more_beside(3000, seed=13), with_more_beside(500, seed=14) * 1.2
     weights = weights_beside(2)
-    assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 2)
+    assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 4)
     scorer = fit_scorer(reference, others, 2, weights)
     without = fit_scorer(reference[:, :12], others[:, :12], levels=2)
     centre, scale = reference.mean(0), reference.std(0)
