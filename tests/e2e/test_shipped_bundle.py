@@ -58,7 +58,7 @@ def test_the_one_of_photographs_catches_as_many_strangers_as_its_card_says(stran
 def test_it_tells_digits_from_clothes(runtime: BundleRuntime) -> None:
     clothes, digits = p_values(runtime, "fashion-mnist"), p_values(runtime, "mnist")
     wins = (digits[:, None] < clothes).mean() + 0.5 * (digits[:, None] == clothes).mean()
-    assert wins > 0.97  # AUROC; 0.985 on all 10,000
+    assert wins > 0.97  # AUROC; 0.984 on all 10,000
 
 
 def test_its_false_alarms_are_as_promised(runtime: BundleRuntime) -> None:
