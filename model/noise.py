@@ -7,6 +7,7 @@ torch: int64 arithmetic wraps alike in both.
 
 import math
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
+_CACHED_ROWS = 8  # seeds at a time on a CPU: with more, what one operation hands to the next leaves a core's cache
 
 _SEED_STREAM = 0xFFFFFFFF  # no draw of `normals` uses it
 
@@ -31,12 +33,33 @@ def _namespace(array: Any) -> ModuleType:
 
 
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Philox4x32-10 of counter words c0..c3 under key words k0, k1: int64 arrays in 0..2^32-1."""
+    """Philox4x32-10 of counter words c0..c3, of one shape, under key words k0, k1: int64 arrays in 0..2^32-1."""
+    xp = _namespace(c0)
+    (w0, w2), (w1, w3) = _philox(xp.stack([c0, c2]), xp.stack([c1, c3]), xp.stack([k0, k1]))
+    return w0, w1, w2, w3
+
+
+def _philox(even: Any, odd: Any, key: Any) -> tuple[Any, Any]:
+    """`philox` of words in pairs, c0 and c2, c1 and c3, k0 and k1: with few seeds, what takes time is each operation."""
+    xp = _namespace(even)
+    # Made of the key and not of Python's numbers, which would have to be copied to a GPU: no CUDA graph can hold that.
+    zero = key[0] * 0
+    factors, steps = xp.stack([zero + _M0, zero + _M1]), xp.stack([zero + _W0, zero + _W1])
     for _ in range(_ROUNDS):
-        p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
-        k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+        high = _swap(even * factors)
+        low = high & _MASK
+        high >>= 32
+        high &= _MASK
+        high ^= odd
+        high ^= key
+        even, odd = high, low
+        key = (key + steps) & _MASK
+    return even, odd
+
+
+def _swap(pair: Any) -> Any:
+    """The two halves of a pair (2, ...) in the other order."""
+    return pair[::-1] if isinstance(pair, np.ndarray) else pair.flip(0)
 
 
 def normals(seeds: Any, count: int, stream: int = 0) -> Any:
@@ -47,18 +70,35 @@ def normals(seeds: Any, count: int, stream: int = 0) -> Any:
         count: numbers a seed.
         stream: separate streams of one seed share nothing.
     """
+    return normal_streams(seeds, {stream: count})[0]
+
+
+def normal_streams(seeds: Any, counts: Mapping[int, int]) -> list[Any]:
+    """`normals` of several streams, `counts` by stream, in hardly more time than one takes."""
     xp = _namespace(seeds)
-    blocks = -(-count // 4)
-    counter = xp.arange(blocks, dtype=xp.int64) if xp is np else xp.arange(blocks, device=seeds.device)
+    place = {} if xp is np else {"device": seeds.device}
+    blocks = [-(-count // 4) for count in counts.values()]
+    index = xp.concatenate([xp.arange(length, dtype=xp.int64, **place) for length in blocks])
+    stream = xp.concatenate([xp.full((n,), s, dtype=xp.int64, **place) for s, n in zip(counts, blocks, strict=True)])
+    rows = _CACHED_ROWS if xp is np else max(1, len(seeds))
+    parts = [_normals(seeds[start : start + rows], index, stream) for start in range(0, max(1, len(seeds)), rows)]
+    draws = xp.concatenate(parts)
+    starts = np.cumsum([0, *blocks[:-1]]) * 4
+    return [draws[:, start : start + count] for start, count in zip(starts.tolist(), counts.values(), strict=True)]
+
+
+def _normals(seeds: Any, index: Any, stream: Any) -> Any:
+    """Four numbers, (B, 4n), of each block that `index` and `stream`, both (n,), name."""
+    xp = _namespace(seeds)
     key = seeds[:, None]
-    c0 = counter[None, :] + key * 0  # (B, blocks)
-    words = philox(c0, c0 * 0 + stream, c0 * 0, c0 * 0, key & _MASK, key >> 32)
+    even = xp.stack([key * 0 + index, key * 0 + index * 0])
+    odd = xp.stack([key * 0 + stream, even[1]])
+    words = _philox(even, odd, xp.stack([key & _MASK, key >> 32]))
     # In double precision, so that the last bit of a platform's log or cos does not reach float32.
-    u0, u1, u2, u3 = (((word.astype(np.float64) if xp is np else word.double()) + 0.5) * 2.0**-32 for word in words)
-    r0, r1 = xp.sqrt(-2 * xp.log(u0)), xp.sqrt(-2 * xp.log(u2))
-    a0, a1 = 2 * math.pi * u1, 2 * math.pi * u3
-    draws = xp.stack([r0 * xp.cos(a0), r0 * xp.sin(a0), r1 * xp.cos(a1), r1 * xp.sin(a1)], -1)
-    draws = draws.reshape(len(seeds), 4 * blocks)[:, :count]
+    u, v = (((word.astype(np.float64) if xp is np else word.double()) + 0.5) * 2.0**-32 for word in words)
+    radius, angle = xp.sqrt(-2 * xp.log(u)), 2 * math.pi * v
+    (x0, x1), (y0, y1) = radius * xp.cos(angle), radius * xp.sin(angle)
+    draws = xp.stack([x0, y0, x1, y1], -1).reshape(len(seeds), -1)
     return draws.astype(np.float32) if xp is np else draws.float()
 
 

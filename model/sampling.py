@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from model.config import ModelConfig
-from model.noise import normals
+from model.noise import normal_streams
 from model.schedule import Schedule
 
 
@@ -21,10 +21,12 @@ def draw_noise(config: ModelConfig, seeds: Any) -> Noise:
     """Noise of one sample a seed; seeds int64 (B,), numpy or torch."""
     batch, steps, shape = len(seeds), config.num_steps, config.data_shape
     size = math.prod(shape)
-    x_T = normals(seeds, size, stream=0).reshape(batch, *shape)
-    z = normals(seeds, steps * config.latent_dim, stream=1).reshape(batch, steps, config.latent_dim)
-    noise = normals(seeds, (steps - 1) * size, stream=2).reshape(batch, steps - 1, *shape)
-    return Noise(x_T, z, noise)
+    x_T, z, noise = normal_streams(seeds, {0: size, 1: steps * config.latent_dim, 2: (steps - 1) * size})
+    return Noise(
+        x_T.reshape(batch, *shape),
+        z.reshape(batch, steps, config.latent_dim),
+        noise.reshape(batch, steps - 1, *shape),
+    )
 
 
 def sample(generator: Callable[[Any, Any, int], Any], schedule: Schedule, draw: Noise) -> Any:

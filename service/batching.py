@@ -20,7 +20,7 @@ from service.scheduling import Arrays, Job, Operation, Piece, Waiting
 
 logger = logging.getLogger("ddaebm.batching")
 
-_SMALLEST_SHARE = 8  # rows: to split a batch further among the threads costs more than it wins
+_SMALLEST_SHARE = 4  # rows: to split a batch further among the threads costs more than it wins
 
 
 class BatcherStoppedError(Exception):
@@ -193,7 +193,9 @@ class Batcher:
         """The next batch; None when another thread has taken over, or when closing and nothing waits."""
 
         def size(rows: int) -> int:
-            share = -(-rows // (self.workers - len(self._calls)))  # so that no thread idles beside a full one
+            # Of all threads and not of the idle ones alone: those that are busy now would find nothing when they are
+            # done, and what waits would wait for one long batch in place of two short ones side by side.
+            share = -(-rows // self.workers)
             return min(self.max_batch, max(share, _SMALLEST_SHARE))
 
         with self._changed:

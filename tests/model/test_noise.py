@@ -1,5 +1,8 @@
 """The counter-based generator: known answers, distribution, and independence of what shares a batch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from model.noise import MAX_SEED, image_seeds, normals, permutation, philox, random_words, seeds_at
+from model.noise import MAX_SEED, image_seeds, normal_streams, normals, permutation, philox, random_words, seeds_at
 
 SEEDS = st.integers(0, MAX_SEED)
 
@@ -72,6 +75,17 @@ def test_a_draw_depends_on_its_own_seed_alone(seeds: list[int], count: int) -> N
     for row, seed in zip(batch, seeds, strict=True):
         alone = normals(np.array([seed], dtype=np.int64), count + 7)[0, :count]
         np.testing.assert_array_equal(row, alone)
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_several_streams_at_once_are_those_of_one_at_a_time(make: Callable[[Any], Any]) -> None:
+    seeds = make(np.arange(19, dtype=np.int64) * 2**40)  # more than are drawn at a time
+    counts = {0: 784, 3: 5, 1: 0}
+    streams = normal_streams(seeds, counts)
+    for (stream, count), draws in zip(counts.items(), streams, strict=True):
+        assert draws.shape == (19, count)
+        np.testing.assert_array_equal(draws, normals(seeds, count, stream))
+        np.testing.assert_array_equal(draws[17:], normals(seeds[17:], count, stream))
 
 
 def test_streams_and_both_halves_of_a_seed_matter() -> None:

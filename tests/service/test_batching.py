@@ -193,13 +193,15 @@ def test_each_call_is_reported_with_its_rows_and_seconds_and_each_drop_with_its_
 
 
 def test_several_threads_share_what_waits_and_put_a_large_job_together_in_order() -> None:
-    both = threading.Barrier(2)
+    rest = threading.Event()
     calls: list[int] = []
 
     def operation(values: Rows) -> Arrays:
         calls.append(len(values))
-        both.wait(PATIENCE)  # neither returns before the other has begun
-        time.sleep(0.01 * (values[0] == 0))  # the first part is done last
+        if values[0] == 0:  # the first part is done last
+            assert rest.wait(PATIENCE)
+        elif values[-1] == 31:
+            rest.set()
         return (values**2,)
 
     async def test() -> None:
@@ -210,7 +212,26 @@ def test_several_threads_share_what_waits_and_put_a_large_job_together_in_order(
         assert await asyncio.to_thread(batcher.close, PATIENCE)
 
     run(test())
-    assert calls == [16, 16]
+    assert calls == [16, 8, 4, 4]  # halves of what waits, down to what is not worth halving
+
+
+def test_a_free_thread_leaves_a_busy_one_its_share() -> None:
+    operation, busy = Squares(), Squares()
+
+    async def test() -> None:
+        batcher = Batcher(max_batch=64, max_queue=64, workers=2)
+        batcher.start()
+        await occupy(batcher, busy)
+        await occupy(batcher, operation)
+        jobs = [batcher.submit(operation, rows(i)) for i in range(1, 11)]
+        operation.reopen()
+        await asyncio.gather(*(job.future for job in jobs[:5]))
+        busy.reopen()
+        await asyncio.gather(*(job.future for job in jobs))
+        assert await asyncio.to_thread(batcher.close, PATIENCE)
+
+    run(test())
+    assert operation.calls[:2] == [[0], [1, 2, 3, 4, 5]]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
