@@ -40,7 +40,7 @@ def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, A
 
 
 def _philox(even: Any, odd: Any, key: Any) -> tuple[Any, Any]:
-    """`philox` of words in pairs, c0 and c2, c1 and c3, k0 and k1: with few seeds, what takes time is each operation."""
+    """`philox` of words in pairs (c0 and c2, c1 and c3, k0 and k1): with few seeds, fewer operations are faster."""
     xp = _namespace(even)
     # Made of the key and not of Python's numbers, which would have to be copied to a GPU: no CUDA graph can hold that.
     zero = key[0] * 0

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import threading
-import time
 from typing import Any
 
 import numpy as np
