@@ -1,7 +1,7 @@
 """The inference threads, in front of them a bounded queue.
 
-The queue counts images, not requests. There is no timer: a thread that is free takes what waits, up to its share of it
-and at most `max_batch`. `service.scheduling` says what goes into a batch, `service.admission` what into the queue.
+The queue counts images, not requests. There is no timer: a thread that is free takes what waits, up to its share of all
+that does and at most `max_batch`. `service.scheduling` says what goes into a batch, `service.admission` what into the queue.
 """
 
 import asyncio
@@ -192,17 +192,15 @@ class Batcher:
     def _take(self, me: threading.Thread) -> Call | None:
         """The next batch; None when another thread has taken over, or when closing and nothing waits."""
 
-        def size(rows: int) -> int:
-            # Of all threads and not of the idle ones alone: those that are busy now would find nothing when they are
-            # done, and what waits would wait for one long batch in place of two short ones side by side.
-            share = -(-rows // self.workers)
-            return min(self.max_batch, max(share, _SMALLEST_SHARE))
-
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing or self._replaced(me))
             if self._replaced(me) or not self._waiting:
                 return None
-            self._calls[me] = call = Call(self._waiting.take(size))
+            # Of all threads and not of the idle ones alone: those that are busy now would find nothing when they are
+            # done, and what waits would wait for one long batch in place of two short ones side by side. Of all rows
+            # and not of one operation's alone: another thread has the others.
+            share = -(-self._waiting.all_rows // self.workers)
+            self._calls[me] = call = Call(self._waiting.take(min(self.max_batch, max(share, _SMALLEST_SHARE))))
             if self._waiting:
                 self._changed.notify()  # one was woken for them all
             return call

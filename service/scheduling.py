@@ -104,8 +104,8 @@ class Waiting:
         if operation in self._used:
             self._used[operation] += seconds
 
-    def take(self, size: Callable[[int], int]) -> list[Piece]:
-        """The next batch; `size` says how many of an operation's waiting rows it may have."""
+    def take(self, room: int) -> list[Piece]:
+        """The next batch, of at most `room` rows."""
         now = time.perf_counter()
 
         def turn(operation: Operation) -> tuple[bool, float]:
@@ -114,7 +114,6 @@ class Waiting:
 
         operation = min(self._jobs, key=turn)
         jobs = self._jobs[operation]
-        room = size(self.rows[operation])
         oldest = min(jobs, key=lambda job: job.submitted + job.low * PATIENCE)
         # No more than `room` of them can get a row.
         smallest = heapq.nsmallest(room, jobs, key=lambda job: (job.low, job.left))

@@ -44,7 +44,7 @@ def waiting_of(*jobs: Job) -> Waiting:
 def take(waiting: Waiting, size: int) -> dict[Job, int]:
     """Rows of each job in the next batch."""
     taken: dict[Job, int] = {}
-    for piece in waiting.take(lambda rows: min(rows, size)):
+    for piece in waiting.take(size):
         assert piece.rows.tolist() == list(range(piece.start, piece.start + len(piece.rows)))
         taken[piece.job] = taken.get(piece.job, 0) + len(piece.rows)
     return taken
