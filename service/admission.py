@@ -3,7 +3,7 @@
 A request is refused where the queue has no room, or where it could not be done in its time. What it is told, as
 `Retry-After`, is meant: each refused request gets a later turn than the one before, at the pace of the device, and who
 comes at his turn finds room of which nobody else gets any. A caller is known again by its request id or its connection.
-The fewer come, the more turns are given.
+The fewer come, the more turns are given, for as long as the rush lasts: who comes with the next one may be of other habits.
 """
 
 import heapq
@@ -64,6 +64,7 @@ class Cost:
 class _Promise:
     due: float
     callers: Sequence[str]
+    rush: int
 
 
 class Promises:
@@ -75,7 +76,8 @@ class Promises:
 
     def __init__(self, at_once: float = math.inf) -> None:
         self.at_once = at_once
-        self.returning = 1.0  # share of those told that come, lately
+        self.returning = 1.0  # share of those told that come, in this rush
+        self._rush, self._refused = 0, -math.inf
         self._next = 0.0  # turn of the next one
         self._of: dict[str, _Promise] = {}
         self._turns: list[tuple[float, int, _Promise]] = []  # a heap, of those too that are settled
@@ -84,6 +86,11 @@ class Promises:
 
     def __len__(self) -> int:
         return len(self._turns)
+
+    def rest(self, now: float) -> None:
+        """Nothing waits. If nobody was refused lately the rush is over, and what it taught of its callers with it."""
+        if now > self._refused + _LATE:
+            self.returning, self._rush = 1.0, self._rush + 1
 
     def claim(self, callers: Sequence[str], now: float) -> bool:
         """Whether it is the turn of one of `callers`, who has no other."""
@@ -100,12 +107,13 @@ class Promises:
         for old in filter(None, map(self._of.get, callers)):
             self._settle(old)  # came too early, and is refused again
         self._next = max(self._next, soonest)
+        self._refused = now
         wait = max(1, math.ceil(self._next - now))
         while (there := self._rows.get(int(now + wait), 0)) and there + rows > self.at_once:
             wait += 1
         self._next = max(self._next, now + wait - 1) + seconds * self.returning
         if callers and wait <= _LONGEST and len(self) < _MOST_PROMISES:
-            promise = _Promise(now + wait, callers)
+            promise = _Promise(now + wait, callers, self._rush)
             self._rows[int(promise.due)] = there + rows
             self._of.update(dict.fromkeys(callers, promise))
             heapq.heappush(self._turns, (promise.due, next(self._count), promise))
@@ -116,7 +124,7 @@ class Promises:
             del self._rows[second]
         while self._turns and self._turns[0][0] < now - _LATE:
             _, _, promise = heapq.heappop(self._turns)
-            if self._settle(promise):
+            if self._settle(promise) and promise.rush == self._rush:
                 self.returning -= 0.05 * self.returning
 
     def _settle(self, promise: _Promise) -> bool:
@@ -160,8 +168,10 @@ class Admission:
         now: float,
     ) -> None:
         """Raises QueueFullError where `rows` have no room beside `waiting`, or would take longer than `allowed`."""
-        promised = self.promises.claim(callers, now)
         queued, mine = sum(waiting.values()), self.seconds({operation: rows})
+        if not queued:
+            self.promises.rest(now)
+        promised = self.promises.claim(callers, now)
         backlog = self.seconds(waiting)
         short = queued + rows - self.max_queue * (2 if promised else 1)  # rows
         late = backlog + mine - allowed  # seconds

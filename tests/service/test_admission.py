@@ -119,6 +119,25 @@ def test_where_nobody_comes_again_turns_are_not_handed_out_into_the_far_future()
     assert wait < 60
 
 
+def test_what_a_rush_taught_of_its_callers_is_not_held_against_those_of_the_next() -> None:
+    """Ten queues at once, after a rush from which nobody came again: each of the ten gets a turn of its own."""
+    rule = admission(max_queue=100, seconds_a_row=0.01)
+    for i in range(1_000):
+        refused(rule, f"gone {i}", now=0.01 * i)
+    assert rule.promises.returning < 0.5
+    rule.admit(operation, 20, {operation: 0}, 60, ["an ordinary day"], now=20.0)
+    refused(rule, "gone 999", now=20.0)  # those still out are of the rush before
+    assert rule.promises.returning == 1
+    now = 600.0
+    rule.admit(operation, 20, {}, 60, ["another"], now)
+    turns = [now + refused(rule, f"new {i}", now) for i in range(50)]
+    queued, clock = 100.0, now
+    for i, turn in sorted(enumerate(turns), key=lambda pair: pair[1]):
+        queued, clock = max(0.0, queued - (turn - clock) * 100), turn
+        rule.admit(operation, 20, {operation: math.ceil(queued)}, 60, [f"new {i}"], turn)
+        queued += 20
+
+
 def test_promises_are_bounded() -> None:
     promises = Promises()
     for i in range(12_000):
