@@ -29,6 +29,7 @@ class ModelConfig:
     # The MLP's alone.
     frequency: float = 0.0  # > 0: the first layer begins with random weights up to it, for fine structure
     energy_curvature: float = 0.0  # > 0: K of E = ½·K·‖x - h‖², which rises outside the data by itself; 0: a scalar
+    linear_skip: bool = False  # a linear map of the inputs is added, one for each transition
     energy_sees_next: bool = False  # the energy network gets x_tp1 too, as DDGAN's discriminator does
     # The U-Net's alone.
     embed_dim: int = 128  # width of the conditioning vector
@@ -70,6 +71,8 @@ class ModelConfig:
             raise ConfigError(f"resample must be strided or fir, not {self.resample!r}")
         if self.energy_denoises and not self.is_image:
             raise ConfigError("energy_denoises is for images: the energy of points has no picture of x_clean to give")
+        if self.linear_skip and self.is_image:
+            raise ConfigError("linear_skip is for points: a U-Net has skips of its own")
         if self.energy_sees_next and self.is_image:
             raise ConfigError("energy_sees_next is for points: the energies of images are served without an x_tp1")
         if self.is_image:

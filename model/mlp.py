@@ -18,7 +18,9 @@ class MLP(nn.Module):
     weights of random direction and of every scale up to it, and with `sines` it ends in a sine, the
     later ones in a ReLU.
 
-    A table of one row a transition shifts each hidden layer: T is small and fixed.
+    A table of one row a transition shifts each hidden layer: T is small and fixed. With `config.linear_skip` the
+    output has a linear map of the input as well, zero in the beginning, a map for each transition: of many dimensions
+    it is what a few hundred hidden units cannot be.
     """
 
     def __init__(self, config: ModelConfig, in_dim: int, out_dim: int, sines: bool = False) -> None:
@@ -30,6 +32,11 @@ class MLP(nn.Module):
         self.head = nn.Linear(config.widths[-1], out_dim)
         for shift in self.shifts:
             nn.init.normal_(cast(nn.Embedding, shift).weight, std=0.1)
+        self.skip = None
+        if config.linear_skip:
+            self.skip = nn.Linear(in_dim, config.num_steps * out_dim)
+            nn.init.zeros_(self.skip.weight)
+            nn.init.zeros_(self.skip.bias)
         if config.frequency:
             _spread(cast(nn.Linear, self.layers[0]), config.frequency)
 
@@ -38,7 +45,11 @@ class MLP(nn.Module):
         for i, (layer, shift) in enumerate(zip(self.layers, self.shifts, strict=True)):
             activation = F.silu if not self.sines else F.relu if i else torch.sin
             h = activation(layer(h) + shift(k))
-        return self.head(h), h
+        out = self.head(h)
+        if self.skip is not None:
+            every = self.skip(x).view(len(x), -1, out.shape[1])
+            out = out + every[torch.arange(len(x), device=k.device), k]
+        return out, h
 
 
 @torch.no_grad()

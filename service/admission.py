@@ -3,7 +3,7 @@
 A request is refused where the queue has no room, or where it could not be done in its time. What it is told, as
 `Retry-After`, is meant: each refused request gets a later turn than the one before, at the pace of the device, and who
 comes at his turn finds room of which nobody else gets any. A caller is known again by its request id or its connection.
-The fewer come, the more turns are given, for as long as the rush lasts: who comes with the next one may be of other habits.
+The fewer come, the more turns are given, for as long as the rush lasts: those of the next one may be of other habits.
 """
 
 import heapq

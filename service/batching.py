@@ -1,7 +1,8 @@
 """The inference threads, in front of them a bounded queue.
 
 The queue counts images, not requests. There is no timer: a thread that is free takes what waits, up to its share of all
-that does and at most `max_batch`. `service.scheduling` says what goes into a batch, `service.admission` what into the queue.
+that does and at most `max_batch`. `service.scheduling` says what goes into a batch, `service.admission` what into the
+queue.
 """
 
 import asyncio

@@ -36,6 +36,7 @@ BAD = [
     ({"frequency": 0.5}, "frequency"),
     ({"frequency": math.inf}, "frequency"),
     ({"energy_curvature": -1.0}, "energy_curvature"),
+    ({"linear_skip": True}, "linear_skip is for points"),
     ({"energy_sees_next": True}, "energy_sees_next is for points"),
     ({"embed_dim": 33}, "embed_dim"),
     ({"mapping_depth": 0}, "mapping_depth"),

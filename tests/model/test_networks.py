@@ -1,13 +1,14 @@
 """The three networks: shapes, what each output depends on, and gradients that reach everything."""
 
 import dataclasses
+from typing import cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.networks import Networks
+from model.networks import Generator, Networks
 
 IMAGES = ModelConfig(data_shape=(3, 16, 8), latent_dim=6, embed_dim=16, widths=(8, 16), blocks_per_level=1,
                      middle_blocks=1, norm_groups=4)  # fmt: skip
@@ -45,6 +46,19 @@ def test_shapes(config: ModelConfig) -> None:
     levels = networks.energy_net.levels(x_t, k)
     assert levels.energy_map.shape == ((4, 16, 8) if config.is_image else (4, 1))
     assert levels.features.shape == (4, config.widths[-1])
+
+
+def test_a_linear_skip_begins_at_nothing_and_is_a_map_for_each_transition() -> None:
+    plain, (_, x_tp1, z, k) = Generator(POINTS), inputs(POINTS)
+    linear = Generator(dataclasses.replace(POINTS, linear_skip=True))
+    linear.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(linear(x_tp1, z, k), plain(x_tp1, z, k))
+    skip = cast(nn.Linear, linear.backbone.skip)
+    nn.init.normal_(skip.weight)
+    nn.init.normal_(skip.bias)
+    weight, bias = skip.weight.view(POINTS.num_steps, 2, -1), skip.bias.view(POINTS.num_steps, 2)
+    wanted = torch.einsum("boi,bi->bo", weight[k], torch.cat([x_tp1, z], 1)) + bias[k]
+    torch.testing.assert_close(linear(x_tp1, z, k) - plain(x_tp1, z, k), wanted)
 
 
 @pytest.mark.parametrize("widths", [(8,), (8, 8), (8, 16, 8)])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from model.noise import random_word
 from training.data import batch_at, to_tensor
 from training.reproduce.figure import fit, seeded
 
-NOISE = 0.2  # std, in [-1, 1], added to the images that the true flow learns: no direction in which it is a needle
+NOISE = 0.2  # std, in [-1, 1], added to the images that the true flow learns: no direction in which they are a needle
 BATCH = 256
 LOGISTIC_STD = math.pi / 3**0.5  # of a standard logistic
 
@@ -69,6 +70,29 @@ class Nice(nn.Module):
         return shift
 
 
+class Whitening(NamedTuple):
+    """ZCA: images as coordinates of unit covariance, each still where its pixel is (as Dinh et al. 2014 did, 5.1)."""
+
+    mean: Tensor  # (D,), of pixels in [-1, 1]
+    whitening: Tensor  # (D, D), symmetric, as is its inverse
+    colouring: Tensor
+
+    @classmethod
+    def of(cls, images: NDArray[np.uint8]) -> Self:
+        """Of images (N, H, W, 1) with noise."""
+        x = to_tensor(images).flatten(1).double()
+        values, vectors = torch.linalg.eigh(torch.cov(x.T))
+        std = (values.clamp_min(0) + NOISE**2).sqrt()
+        return cls(*(part.float() for part in (x.mean(0), (vectors / std) @ vectors.T, (vectors * std) @ vectors.T)))
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """Pixels (N, D) -> coordinates (N, D)."""
+        return (x - self.mean) @ self.whitening
+
+    def pixels(self, white: Tensor) -> Tensor:
+        return white @ self.colouring + self.mean
+
+
 class FlowEnergy(EnergyNet):
     """E(x, k) = -log p(x) of a flow: an energy whose normaliser is known, which training makes no use of."""
 
@@ -81,17 +105,20 @@ class FlowEnergy(EnergyNet):
         return Levels(energy, energy[:, None], x_t), x_t[:, :0]
 
 
-def fit_truth(out: Path, images: NDArray[np.uint8], steps: int, seed: int, device: torch.device) -> Nice:
-    """A flow of maximum likelihood on images (N, H, W, 1) with noise; what came of it is the truth, good or bad."""
-    spread = float(np.hypot(images.std() / 127.5, NOISE))
-    flow = seeded(seed, lambda: Nice(images[0].size, [spread]), device)
+def fit_truth(
+    out: Path, images: NDArray[np.uint8], whitening: Whitening, steps: int, seed: int, device: torch.device
+) -> Nice:
+    """A flow of maximum likelihood on images (N, H, W, 1) with noise, whitened; what came of it is the truth, good or
+    bad."""
+    flow = seeded(seed, lambda: Nice(images[0].size, [1.0]), device)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
 
     def step(i: int) -> None:
         x = to_tensor(batch_at(images, i, BATCH, seed)).flatten(1)
         (noise,) = normals(seed, i, tuple(x.shape))
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - i / steps)
-        loss = -flow.log_prob((x + NOISE * noise).to(device), torch.zeros(len(x), dtype=torch.long, device=device))
+        white = whitening.whiten(x + NOISE * noise).to(device)
+        loss = -flow.log_prob(white, torch.zeros(len(x), dtype=torch.long, device=device))
         optimizer.zero_grad()
         loss.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

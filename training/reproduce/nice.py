@@ -2,7 +2,8 @@
 
 A flow's log-likelihood is exact, so the density that adversarial training arrives at can be compared with the true one
 (the protocol of Grathwohl et al. 2021, *No MCMC for Me*). The flow is NICE (Dinh et al. 2014, *NICE: Non-linear
-Independent Components Estimation*).
+Independent Components Estimation*). All of it takes place in whitened coordinates, where a Gaussian is the part that is
+given and the rest is to be learned.
 """
 
 import dataclasses
@@ -11,18 +12,20 @@ import math
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.files import write_file
 from model.graphs import to_pixels
 from model.images import Contract
+from model.mlp import MLP
+from model.networks import Networks
 from model.noise import image_seeds
 from model.progress import progress
 from model.schedule import make_schedule
@@ -44,7 +47,7 @@ from training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from training.reproduce.flow import FlowEnergy, Nice, draws, fit_truth, mean_log_prob
+from training.reproduce.flow import FlowEnergy, Nice, Whitening, draws, fit_truth, mean_log_prob
 from training.reproduce.wgan import train_wgan_gp, wgan_samples
 from training.step import TrainState, make_state
 from training.trainer import generate
@@ -55,13 +58,16 @@ POINTS = 8  # measurements along the run
 
 
 def recipe(dim: int, steps: int, seed: int) -> TrainConfig:
-    """The adversarial training of a flow. lambda = 1, where exp(-E) is the density; a small gamma, since the true
-    gradient is steep: E‖∇log p‖² is some 1/flow.NOISE² for each coordinate; energies slower than the generator and
-    held near those of data, without which they ran away from it."""
-    network = ModelConfig(data_shape=(dim,), latent_dim=64, widths=(512, 512))
+    """The adversarial training of a flow.
+
+    lambda = 1, where exp(-E) is the density; a latent for each dimension, in all of which there is noise to be made;
+    energies held near those of data, without which they ran away from the generator. Little of the forward KL: it
+    brings the generator to the data whatever the energy says, so that nothing tells the energy where it is wrong.
+    """
+    network = ModelConfig(data_shape=(dim,), latent_dim=dim, widths=(512, 512), beta_max=5.0, linear_skip=True)
     return TrainConfig(recipe="nice", network=network, data="", steps=steps, batch_size=BATCH, seed=seed,
-                       lr_generator=1e-3, lr_energy=5e-5, gamma=1e-3, penalty_every=4, value_penalty=0.003,
-                       entropy_weight=1.0, likelihood_floor=0.01, noise_at_zero=True, log_every=200,
+                       lr_generator=1e-3, lr_energy=2e-4, gamma=0.01, penalty_every=4, value_penalty=0.003,
+                       entropy_weight=1.0, forward_weight=0.1, likelihood_floor=0.01, noise_at_zero=True, log_every=200,
                        sample_every=max(steps // POINTS, 1), checkpoint_every=max(steps // POINTS, 1))  # fmt: skip
 
 
@@ -79,7 +85,8 @@ def reproduce(
         The contents of metrics.json: `log_likelihood`, the mean over 10,000 held-out draws of the true flow in nats, of
         `truth`, of the energy model (`ours`), of the WGAN-GP's critic read as a density and of the Gaussian of the
         same covariance; `gap`, what each lacks of the truth's, which is KL(true ‖ model); `gap_by_step`; and
-        `fd_classifier` of as many samples of each generator, and of other exact draws (`truth`, the floor).
+        `fd_classifier` of as many samples of each generator and of the Gaussian, and of other exact draws (`truth`,
+        the floor). Likelihoods are those of whitened images.
 
     Raises:
         DataError: no `data`, or no labels.
@@ -98,7 +105,9 @@ def reproduce(
         write_file(out / "classifier.safetensors", classifier_bytes(judge))
     judge, _ = read_classifier(str(out / "classifier.safetensors"))
 
-    truth = fit_truth(out, split(labelled.images).train, steps // 3, seed, where)
+    images = split(labelled.images).train
+    whitening = Whitening.of(images)
+    truth = fit_truth(out, images, whitening, steps // 3, seed, where)
     exact = stage(out, "exact", lambda: {"x": draws(truth, TRAIN + 2 * HELD_OUT, seed, where)})["x"]
     train, held_out, others = np.split(exact, [TRAIN, TRAIN + HELD_OUT])
     config = recipe(size * size, steps, seed)
@@ -118,8 +127,10 @@ def reproduce(
         "truth": others,
         "ours": generate(config, state.generator_ema, image_seeds(seed, HELD_OUT)).cpu().numpy(),
         "wgan_gp": wgan_samples(wgan_generator, config, HELD_OUT, seed),
+        "gaussian": _gaussian_samples(train, HELD_OUT, seed),
     }
-    real = _features(judge, held_out, size)
+    made = {name: whitening.pixels(torch.from_numpy(x)).numpy() for name, x in made.items()}
+    real = _features(judge, whitening.pixels(torch.from_numpy(held_out)).numpy(), size)
     metrics = {
         "size": size, "steps": steps, "seed": seed, "log_likelihood": log_likelihood,
         "gap": {name: log_likelihood["truth"] - value for name, value in log_likelihood.items() if name != "truth"},
@@ -141,11 +152,41 @@ def _make_state(std: float, config: TrainConfig, device: torch.device | str = "c
     spread = np.hypot(schedule.alpha_bar**0.5 * std, schedule.sigma)[:-1].tolist()
     flow = seeded(config.seed, lambda: Nice(config.network.data_shape[0], spread), torch.device(device))
     state.networks["energy_net"] = FlowEnergy(flow)
+    begin_as_gaussian(config.network, state.networks)
+    state.generator_ema.load_state_dict(state.networks.generator.state_dict())
     return dataclasses.replace(
         state,
         energy_net_ema=deepcopy(state.networks.energy_net).requires_grad_(False),
         optimizer_energy=torch.optim.Adam(flow.parameters(), lr=0.0, betas=config.adam_betas, fused=True),
     )
+
+
+@torch.no_grad()
+def begin_as_gaussian(config: ModelConfig, networks: Networks) -> None:
+    """Generator and encoder in closed form, for data N(0, I): what is left to learn is what is not Gaussian.
+
+    Then x_clean | x_tp1 is N(sqrt(a)·x_tp1, 1 - a), a being alpha_bar of x_tp1, and the generator makes it of z. Given
+    x_t as well, z is Gaussian again.
+    """
+    schedule, dim = make_schedule(config), config.data_shape[0]
+    eye = torch.eye(dim)
+    skips = []
+    for net in (networks.generator, networks.encoder):
+        backbone = cast(MLP, net.backbone)
+        nn.init.zeros_(backbone.head.weight)
+        nn.init.zeros_(backbone.head.bias)
+        skips.append(cast(nn.Linear, backbone.skip))
+    to_x = skips[0].weight.view(-1, dim, 2 * dim)
+    to_z, to_log_var = skips[1].weight.view(-1, 2 * dim, 2 * dim), skips[1].bias.view(-1, 2 * dim)[:, dim:]
+    for k in range(config.num_steps):
+        a = schedule.alpha_bar[k + 1]
+        to_x[k] = torch.cat([eye * a**0.5, eye * (1 - a) ** 0.5], 1)
+        gain = schedule.c1[k] * (1 - a) ** 0.5  # of z in x_t
+        var = np.exp(schedule.posterior_log_var[k])
+        precision = 1 + gain**2 / var
+        slope = gain / var / precision
+        to_z[k, :dim] = torch.cat([eye * slope, -eye * slope * (schedule.c1[k] * a**0.5 + schedule.c2[k])], 1)
+        to_log_var[k] = -math.log(precision)
 
 
 def _flow_of(state: TrainState) -> Nice:
@@ -174,6 +215,11 @@ def _gaussian_log_prob(train: NDArray[np.float32], x: NDArray[np.float32]) -> fl
     _, log_det = np.linalg.slogdet(covariance)
     square = ((x - mean) * np.linalg.solve(covariance, (x - mean).T).T).sum(1).mean()
     return float(-0.5 * (square + log_det + len(mean) * np.log(2 * np.pi)))
+
+
+def _gaussian_samples(train: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+    mean, covariance = train.mean(0, dtype=np.float64), np.cov(train.T.astype(np.float64))
+    return np.random.default_rng(seed).multivariate_normal(mean, covariance, count, method="eigh").astype(np.float32)
 
 
 def _pixels(x: NDArray[np.float32], size: int) -> NDArray[np.uint8]:

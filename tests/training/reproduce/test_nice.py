@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from model.diffusion import Diffusion
 from model.errors import DataError
+from model.networks import Networks
+from model.schedule import make_schedule
 from tests.training.reproduce.golden import SMALLER, digits
+from training.data import to_tensor
 from training.reproduce import figure, nice
-from training.reproduce.flow import FlowEnergy, Nice, draws, mean_log_prob
+from training.reproduce.flow import NOISE, FlowEnergy, Nice, Whitening, draws, mean_log_prob
 
 
 def moved_flow(dim: int, levels: int) -> Nice:
@@ -61,6 +65,33 @@ def test_its_energy_is_minus_the_log_likelihood() -> None:
     energy, guess = FlowEnergy(flow).energy_and_guess(x, k)
     torch.testing.assert_close(energy, -flow.log_prob(x, k))
     assert guess.shape == (3, 0)
+
+
+def test_whitened_images_with_their_noise_are_uncorrelated_and_pixels_come_back() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 3, 1), dtype=np.uint8)
+    whitening, x = Whitening.of(images), to_tensor(images).flatten(1)
+    torch.testing.assert_close(whitening.pixels(whitening.whiten(x)), x, atol=1e-5, rtol=1e-5)
+    with_noise = torch.cov(x.T) + NOISE**2 * torch.eye(9)
+    torch.testing.assert_close(whitening.whitening @ with_noise @ whitening.whitening, torch.eye(9), atol=1e-5, rtol=0)
+    torch.testing.assert_close(whitening.whitening, whitening.whitening.T)
+
+
+def test_training_begins_at_the_exact_answer_for_gaussian_data() -> None:
+    config = nice.recipe(6, 10, 0)
+    networks, diffusion = Networks(config.network), Diffusion(make_schedule(config.network))
+    nice.begin_as_gaussian(config.network, networks)
+    rng = torch.Generator().manual_seed(0)
+    x, eps_t, eps_tp1, z, eps = (torch.randn(20_000, 6, generator=rng) for _ in range(5))
+    for step in range(config.network.num_steps):
+        k = torch.full((len(x),), step)
+        x_t, x_tp1 = diffusion.forward_pair(x, k, eps_t, eps_tp1)
+        made = diffusion.posterior_sample(networks.generator(x_tp1, z, k), x_tp1, k, eps, noise_at_zero=True)
+        wanted, got = (torch.cov(torch.cat([part, x_tp1], 1).T) for part in (x_t, made))
+        torch.testing.assert_close(got, wanted, atol=0.04, rtol=0)
+        mean, log_var = networks.encoder(made, x_tp1, k)
+        surprise = (z - mean) * (-log_var / 2).exp()
+        assert surprise.std().item() == pytest.approx(1, abs=0.02)
+        assert (surprise * mean).mean().item() == pytest.approx(0, abs=0.02)
 
 
 def test_interrupted_in_any_part_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
