@@ -127,19 +127,20 @@ def _over_seeds(reports: list[Mapping[str, float]], shown: tuple[str, ...]) -> d
 
 
 def _draw(found: Mapping[str, list[Arrays]], variants: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(2.6 * len(found), 5.6), layout="constrained")
-    for (top, bottom), name in zip(figure.subplots(2, len(found)).T, found, strict=True):
-        first = found[name][0]
+    rows = 1 + any("log_density" in runs[0] for runs in found.values())
+    figure = Figure(figsize=(2.6 * len(found), 0.6 + 2.6 * rows), layout="constrained")
+    for column, name in zip(figure.subplots(rows, len(found), squeeze=False).T, found, strict=True):
+        top, first = column[0], found[name][0]
         if first["samples"].ndim == 2:
             top.scatter(*first["samples"].T, s=1, alpha=0.3, linewidths=0)
             top.set(xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), aspect="equal", xticks=[], yticks=[])
         else:
             show_images(top, first["samples"][:64], 8, name)
-        top.set_title(name)
+        lines = [f"{key.replace('_', ' ')} {v['mean']:.3g} ± {v['spread']:.2g}" for key, v in variants[name].items()]
+        top.set_title("\n".join([name, *lines]), fontsize=8)
         if "log_density" in first:
             density = np.exp(first["log_density"] - first["log_density"].max())
-            bottom.imshow(density, origin="lower", vmax=np.quantile(density, 0.995))
-        bottom.set_axis_off()
-        lines = [f"{key.replace('_', ' ')} {v['mean']:.3g} ± {v['spread']:.2g}" for key, v in variants[name].items()]
-        bottom.set_title("\n".join(lines), fontsize=8)
+            column[1].imshow(density, origin="lower", vmax=np.quantile(density, 0.995))
+        for axes in column[1:]:
+            axes.set_axis_off()
     return figure
