@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -104,9 +105,15 @@ def pool_memory() -> None:
         set_option(_M_ARENA_MAX, 1)
 
 
+def ignore_metadata_warnings() -> None:
+    """Pillow's, of odd metadata: their texts hold numbers of the file, and Python keeps each text for ever."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
     pool_memory()
+    ignore_metadata_warnings()
     allow_open_files(settings.max_connections + 256)
     server = Server(configure(app, settings))
     try:

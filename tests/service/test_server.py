@@ -1,13 +1,18 @@
 """uvicorn's signals: a drain is announced before it begins."""
 
+import io
 import resource
 import signal
+import struct
+import warnings
 
 import pytest
 import uvicorn
+from PIL import Image, TiffImagePlugin
 from starlette.testclient import TestClient
 
-from service.server import Server, allow_open_files
+from model.images import Contract, decode
+from service.server import Server, allow_open_files, ignore_metadata_warnings
 from tests.service.conftest import check_problem
 
 
@@ -51,3 +56,24 @@ def test_as_many_files_may_be_open_as_there_may_be_connections(
     allow_open_files(wanted)
     assert calls == ([set_to] if set_to else [])
     assert ["raise the limit" in text for text in warnings] == ([True] if hard == 1500 else [])
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_images_with_odd_metadata_leave_nothing_behind(ignored: bool) -> None:
+    def odd(tag: int) -> bytes:
+        """A JPEG of which one tag lies outside the file."""
+        entry = struct.pack("<HHHII", 1, tag, 2, 1_000, 200)
+        buffer = io.BytesIO()
+        Image.new("L", (28, 28)).save(buffer, "jpeg", exif=b"Exif\0\0II*\0" + struct.pack("<I", 8) + entry + bytes(4))
+        return buffer.getvalue()
+
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("default")
+        if ignored:
+            ignore_metadata_warnings()
+        registry = vars(TiffImagePlugin).setdefault("__warningregistry__", {})
+        registry.clear()
+        for tag in range(270, 280):
+            decode(odd(tag), Contract(28, 28, 1))
+        kept = [key for key in registry if key != "version"]
+    assert len(kept) == (0 if ignored else 10)
