@@ -12,20 +12,18 @@ import math
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.files import write_file
 from model.graphs import to_pixels
 from model.images import Contract
-from model.mlp import MLP
-from model.networks import Networks
 from model.noise import image_seeds
 from model.progress import progress
 from model.schedule import make_schedule
@@ -48,6 +46,7 @@ from training.reproduce.figure import (
     write_results,
 )
 from training.reproduce.flow import FlowEnergy, Nice, Whitening, draws, fit_truth, mean_log_prob
+from training.reproduce.gaussian import begin_as_gaussian
 from training.reproduce.wgan import train_wgan_gp, wgan_samples
 from training.step import TrainState, make_state
 from training.trainer import generate
@@ -72,7 +71,7 @@ def recipe(dim: int, steps: int, seed: int) -> TrainConfig:
 
 
 def reproduce(
-    out: Path, data: str | None = None, size: int = 14, steps: int = 5_000, seed: int = 0, device: str = "auto",
+    out: Path, data: str | None = None, size: int = 14, steps: int = 3_000, seed: int = 0, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Fit the true flow, train an energy and a WGAN-GP on its draws; figure.png, metrics.json and arrays.npz.
 
@@ -152,41 +151,13 @@ def _make_state(std: float, config: TrainConfig, device: torch.device | str = "c
     spread = np.hypot(schedule.alpha_bar**0.5 * std, schedule.sigma)[:-1].tolist()
     flow = seeded(config.seed, lambda: Nice(config.network.data_shape[0], spread), torch.device(device))
     state.networks["energy_net"] = FlowEnergy(flow)
-    begin_as_gaussian(config.network, state.networks)
+    begin_as_gaussian(config.network, state.networks.generator, state.networks.encoder)
     state.generator_ema.load_state_dict(state.networks.generator.state_dict())
     return dataclasses.replace(
         state,
         energy_net_ema=deepcopy(state.networks.energy_net).requires_grad_(False),
         optimizer_energy=torch.optim.Adam(flow.parameters(), lr=0.0, betas=config.adam_betas, fused=True),
     )
-
-
-@torch.no_grad()
-def begin_as_gaussian(config: ModelConfig, networks: Networks) -> None:
-    """Generator and encoder in closed form, for data N(0, I): what is left to learn is what is not Gaussian.
-
-    Then x_clean | x_tp1 is N(sqrt(a)·x_tp1, 1 - a), a being alpha_bar of x_tp1, and the generator makes it of z. Given
-    x_t as well, z is Gaussian again.
-    """
-    schedule, dim = make_schedule(config), config.data_shape[0]
-    eye = torch.eye(dim)
-    skips = []
-    for net in (networks.generator, networks.encoder):
-        backbone = cast(MLP, net.backbone)
-        nn.init.zeros_(backbone.head.weight)
-        nn.init.zeros_(backbone.head.bias)
-        skips.append(cast(nn.Linear, backbone.skip))
-    to_x = skips[0].weight.view(-1, dim, 2 * dim)
-    to_z, to_log_var = skips[1].weight.view(-1, 2 * dim, 2 * dim), skips[1].bias.view(-1, 2 * dim)[:, dim:]
-    for k in range(config.num_steps):
-        a = schedule.alpha_bar[k + 1]
-        to_x[k] = torch.cat([eye * a**0.5, eye * (1 - a) ** 0.5], 1)
-        gain = schedule.c1[k] * (1 - a) ** 0.5  # of z in x_t
-        var = np.exp(schedule.posterior_log_var[k])
-        precision = 1 + gain**2 / var
-        slope = gain / var / precision
-        to_z[k, :dim] = torch.cat([eye * slope, -eye * slope * (schedule.c1[k] * a**0.5 + schedule.c2[k])], 1)
-        to_log_var[k] = -math.log(precision)
 
 
 def _flow_of(state: TrainState) -> Nice:

@@ -15,18 +15,24 @@ from training.config import TrainConfig
 from training.data import batch_at
 from training.reproduce.figure import fit, seeded
 from training.reproduce.flow import Nice, normals
+from training.reproduce.gaussian import begin_as_gaussian
 
-PENALTY = 10.0
+PENALTY, CRITIC_STEPS = 10.0, 5  # both the authors'
 
 
 def train_wgan_gp(
     out: Path, config: TrainConfig, train: NDArray[np.float32], device: torch.device
 ) -> tuple[Nice, Generator]:
-    """A flow whose verdict is log p(x), and a generator of one step; train steps, batches and widths are `config`'s."""
+    """A flow whose verdict is log p(x), and a generator of one step; train steps, batches and widths are `config`'s.
+
+    The generator begins as ours does, and takes its turn after every `CRITIC_STEPS` steps of the critic.
+    """
     dim, latent, seed = config.network.data_shape[0], config.network.latent_dim, config.seed
     one_step = dataclasses.replace(config.network, num_steps=1)
     critic = seeded(seed, lambda: Nice(dim, [float(train.std())]), device)
-    generator = seeded(seed, lambda: Generator(one_step), device)
+    generator = seeded(seed, lambda: Generator(one_step), torch.device("cpu"))
+    begin_as_gaussian(one_step, generator)
+    generator.to(device)
     nets = nn.ModuleDict({"critic": critic, "generator": generator})
     optimizers = [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.0, 0.9)) for net in nets.values()]
     batch = config.batch_size
@@ -43,11 +49,12 @@ def train_wgan_gp(
         losses = (
             critic.log_prob(made.detach(), k) - critic.log_prob(real, k) + penalty, -critic.log_prob(made, k)
         )  # fmt: skip
-        for loss, net in zip(losses, (critic, generator), strict=True):
+        turns = 1 + (i % CRITIC_STEPS == CRITIC_STEPS - 1)  # the critic's alone, or both
+        for loss, net in zip(losses[:turns], nets.values(), strict=False):
             gradients = torch.autograd.grad(loss.mean(), list(net.parameters()), retain_graph=True)
             for parameter, gradient in zip(net.parameters(), gradients, strict=True):
                 parameter.grad = gradient
-        for optimizer in optimizers:
+        for optimizer in optimizers[:turns]:
             optimizer.step()
 
     fit(out / "wgan-gp.pt", "WGAN-GP, steps", nets, optimizers, config.steps, step)

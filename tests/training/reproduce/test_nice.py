@@ -18,6 +18,7 @@ from tests.training.reproduce.golden import SMALLER, digits
 from training.data import to_tensor
 from training.reproduce import figure, nice
 from training.reproduce.flow import NOISE, FlowEnergy, Nice, Whitening, draws, mean_log_prob
+from training.reproduce.gaussian import begin_as_gaussian
 
 
 def moved_flow(dim: int, levels: int) -> Nice:
@@ -79,7 +80,7 @@ def test_whitened_images_with_their_noise_are_uncorrelated_and_pixels_come_back(
 def test_training_begins_at_the_exact_answer_for_gaussian_data() -> None:
     config = nice.recipe(6, 10, 0)
     networks, diffusion = Networks(config.network), Diffusion(make_schedule(config.network))
-    nice.begin_as_gaussian(config.network, networks)
+    begin_as_gaussian(config.network, networks.generator, networks.encoder)
     rng = torch.Generator().manual_seed(0)
     x, eps_t, eps_tp1, z, eps = (torch.randn(20_000, 6, generator=rng) for _ in range(5))
     for step in range(config.network.num_steps):

@@ -1,0 +1,46 @@
+"""Networks for points that begin at the exact answer for Gaussian data: what they have to learn is the rest."""
+
+import math
+from typing import cast
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.mlp import MLP
+from model.networks import Encoder, Generator
+from model.schedule import make_schedule
+
+
+@torch.no_grad()
+def begin_as_gaussian(config: ModelConfig, generator: Generator, encoder: Encoder | None = None) -> None:
+    """Set their weights for data N(0, I), of as many dimensions as latents, with `config.linear_skip`.
+
+    Then x_clean | x_tp1 is N(sqrt(a)·x_tp1, 1 - a), a being alpha_bar of x_tp1, and the generator makes it of z. Given
+    x_t as well, z is Gaussian again, which is what the encoder says.
+    """
+    schedule, eye = make_schedule(config), torch.eye(config.latent_dim)
+    to_x, _ = _linear_part(generator)
+    for k in range(config.num_steps):
+        a = schedule.alpha_bar[k + 1]
+        to_x[k] = torch.cat([eye * a**0.5, eye * (1 - a) ** 0.5], 1)
+    if encoder is None:
+        return
+    to_z, bias = _linear_part(encoder)
+    for k in range(config.num_steps):
+        a = schedule.alpha_bar[k + 1]
+        gain, var = schedule.c1[k] * (1 - a) ** 0.5, math.exp(schedule.posterior_log_var[k])  # of z in x_t; beside it
+        precision = 1 + gain**2 / var
+        slope = gain / var / precision
+        mean = torch.cat([eye * slope, -eye * slope * (schedule.c1[k] * a**0.5 + schedule.c2[k])], 1)
+        to_z[k] = torch.cat([mean, torch.zeros_like(mean)])
+        bias[k, config.latent_dim :] = -math.log(precision)
+
+
+def _linear_part(net: Generator | Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (T, out, in) and biases (T, out) of the linear skip of a network that has nothing else to say."""
+    backbone = cast(MLP, net.backbone)
+    nn.init.zeros_(backbone.head.weight)
+    nn.init.zeros_(backbone.head.bias)
+    skip, out = cast(nn.Linear, backbone.skip), backbone.head.out_features
+    return skip.weight.view(-1, out, skip.in_features), skip.bias.view(-1, out)
