@@ -34,9 +34,9 @@ Session: TypeAlias = ort.InferenceSession
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
-# Images of one call of the energy network on a CPU, which makes T of each: with more a core's cache does not hold what
-# one layer hands to the next (docs/performance.md).
-_CACHED_ROWS = 8
+# Images of one call on a CPU. With more a core's cache does not hold what one layer of the energy network, which makes
+# T of each, hands to the next, and the sampler takes twice the memory for no gain (docs/performance.md).
+_CACHED_ROWS = 16
 _GPU_EXTRA = "install the extra gpu in place of cpu (docs/gpu.md)"
 
 
@@ -221,15 +221,17 @@ def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixel
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:
-    rows = _CACHED_ROWS if energy.get_providers()[0] == CPU else max(1, len(images))
     names = ["energies", "energy_map", "features"]
-    parts: list[Any] = [
-        energy.run(names, {"images": images[start : start + rows]}) for start in range(0, max(1, len(images)), rows)
-    ]
+    parts: list[Any] = [energy.run(names, {"images": part}) for part in _cached(energy, images)]
     return LevelStatistics(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-    outputs: list[Any] = session.run(["images"], draw_noise(config, seeds)._asdict())
-    images: NDArray[np.uint8] = outputs[0]
-    return images
+    parts: list[Any] = [session.run(["images"], draw_noise(config, p)._asdict())[0] for p in _cached(session, seeds)]
+    return np.concatenate(parts)
+
+
+def _cached(session: Session, rows: NDArray[Any]) -> list[NDArray[Any]]:
+    """`rows` (B, ...) in the parts that `session` is to have at a time; one at least."""
+    most = _CACHED_ROWS if session.get_providers()[0] == CPU else max(1, len(rows))
+    return [rows[start : start + most] for start in range(0, max(1, len(rows)), most)]
