@@ -209,6 +209,7 @@ def calibrate(
     data: Annotated[str, typer.Option(help="images that the model will see while all is well, none of its training")],
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     alpha: Annotated[float, typer.Option(help="false-alarm rate that you mean to accept")] = 0.05,
+    name: Annotated[str | None, typer.Option(help="name that clients use; the old one's by default")] = None,
 ) -> None:
     """Give a bundle the p-values of your own images, without training; what it computes stays the same."""
     from model.bundle import find_bundle, load_bundle
@@ -220,7 +221,7 @@ def calibrate(
         raise typer.BadParameter("--alpha must lie between 0 and 1")
     old = load_bundle(find_bundle(bundle))
     images = read_images(data, old.contract)
-    new, before = make(old, images, out, alpha)
+    new, before = make(old, images, out, alpha, name)
     low, high = false_alarm_interval(alpha, len(images))
     threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)
     print(f"p <= {alpha:g} above a score of {threshold:.1f}; before, above {former:.1f}")
@@ -360,6 +361,12 @@ def main() -> None:
         app()
     except BrokenPipeError:  # whoever read our output has enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except ModuleNotFoundError as error:  # torch to train, say: what serves is installed without it
+        if not error.name or error.name.partition(".")[0] in ("model", "service", "training"):
+            raise
+        install = "pip install -c constraints.txt -e '.[cpu,train]'"
+        print(f"ddaebm: this needs {error.name}, which is not installed here; {install} has all of it", file=sys.stderr)
         raise SystemExit(1) from None
     except (DdaebmError, OSError) as error:
         print(f"ddaebm: {error}", file=sys.stderr)

@@ -139,15 +139,16 @@ def write_bundle(
 def rewrite_bundle(
     bundle: Bundle,
     path: Path,
+    name: str | None,
     scorer: Scorer,
     explainer: Explainer,
     calibrated_on: Mapping[str, Any],
     files: Mapping[str, bytes],
 ) -> Bundle:
-    """`bundle` with another calibration and other `files`, written to `path` as by `write_bundle`."""
+    """`bundle` with another calibration and other `files`, written to `path` as by `write_bundle`; None: its own name."""
     kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
     return write_bundle(
-        path, bundle.name, bundle.config, bundle.contract, bundle.pixels, scorer, explainer,
+        path, name or bundle.name, bundle.config, bundle.contract, bundle.pixels, scorer, explainer,
         bundle.training, bundle.splits, {**kept, **files}, calibrated_on=calibrated_on,
     )  # fmt: skip
 

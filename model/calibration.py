@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.bundle import Bundle, rewrite_bundle
-from model.errors import DataError
+from model.errors import BundleError, DataError
 from model.explain import Explainer, fit_explainer
 from model.images import fingerprints
 from model.parallel import in_order, usable_cores
@@ -49,21 +49,26 @@ def fit(
     return pixels, scorer, fit_explainer(calibration_rows[:, :num_steps], pixels)
 
 
-def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float) -> tuple[Bundle, float]:
+def calibrate(
+    bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float, name: str | None = None
+) -> tuple[Bundle, float]:
     """The bundle with p-values of `images` in place of its own, written to `out`; what it computes is the same.
 
     Args:
         images: what the model will be sent while all is well, (n, H, W, C) in the contract's form; never
             those that it was trained on, which it knows too well.
         alpha: the false-alarm rate that is meant, which says how many images it takes.
+        name: of the new bundle, where it is to be served beside the old one.
 
     Returns:
         The new bundle, and the share of `images` that would have raised an alarm at `alpha` before.
 
     Raises:
         DataError: too few images, or some were trained on.
-        BundleError: `out` holds something that is not a bundle.
+        BundleError: `out` holds something that is not a bundle, or is the bundle itself.
     """
+    if out.resolve() == bundle.path.resolve():
+        raise BundleError(f"{out} is the bundle that is calibrated, and would be lost; give another --out")
     needed = math.ceil(1 / alpha - 1 - 1e-9)
     if len(images) < needed:
         raise DataError(
@@ -85,9 +90,10 @@ def calibrate(bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float
     card = bundle.read("README.md").decode().partition(_CARD_HEADING)[0]
     card += _CARD_HEADING + (
         f"\nThe p-values are those of {len(images)} other images (sha256 of the pixels `{source['sha256']}`).\n"
-        "What is said above of false alarms and of what is caught was measured with the calibration before.\n"
+        f"The smallest possible one is {scorer.smallest_p:.2g}. What is said above of false alarms, of p-values and of"
+        " what is caught is of the calibration before.\n"
     )
-    return rewrite_bundle(bundle, out, scorer, explainer, source, {"README.md": card.encode()}), before
+    return rewrite_bundle(bundle, out, name, scorer, explainer, source, {"README.md": card.encode()}), before
 
 
 def _levels(energy: Session, images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], LevelStatistics]]:

@@ -43,7 +43,7 @@ def load_engines(settings: Settings, loaded: Engines | None = None) -> Engines:
     for source in settings.bundle:
         bundle = load_bundle(find_bundle(source))
         if bundle.name in engines:
-            raise ConfigError(f"two bundles are named {bundle.name!r}; export one of them with another --name")
+            raise ConfigError(f"two bundles are named {bundle.name!r}; export or calibrate one with another --name")
         old = (loaded or {}).get(bundle.name)
         if old and old.digest == bundle.digest:
             engines[bundle.name] = old

@@ -92,11 +92,18 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
     if any(error["type"] == "json_invalid" for error in errors):
         return Problem(400, "malformed-json", "the request body is not valid JSON")
     fields = [
-        {"field": ".".join(str(part)[:100] for part in error["loc"][1:]) or "body", "message": error["msg"]}
+        {"field": ".".join(str(part)[:100] for part in error["loc"][1:]) or "body", "message": _message(error)}
         for error in errors[:20]
     ]
     detail = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
     return Problem(422, "invalid-request", detail, errors=fields)
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field; /docs has all of them"
+    text: str = error["msg"]
+    return text.removeprefix("Value error, ")  # pydantic's, before what a validator of ours says
 
 
 def _from_http(error: HTTPException) -> Problem:

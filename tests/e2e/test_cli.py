@@ -321,3 +321,12 @@ def test_a_key_that_is_made_opens_the_service_that_is_given_its_hash(cli: Cli) -
     secret, hashed = client.removeprefix("Authorization: Bearer "), server.removeprefix("DDAEBM_API_KEYS=")
     assert hash_key(secret) == hashed
     assert Settings(_env_file=None, api_keys=hashed).api_keys == (hashed,)
+
+
+@pytest.mark.parametrize("arguments", [["train", "debug", "--out", "run"], ["reproduce", "toy", "--out", "figure"]])
+def test_where_only_serving_is_installed_a_line_says_what_training_needs(arguments: list[str], tmp_path: Path) -> None:
+    program = "import sys; sys.modules['torch'] = None; import ddaebm; ddaebm.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    check_failure(done, 1, "this needs torch, which is not installed here; pip install", "'.[cpu,train]'")

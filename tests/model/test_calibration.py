@@ -102,7 +102,10 @@ def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path
     card = new.read("README.md").decode()
     assert card.startswith(bundle.read("README.md").decode())
     assert "300 other images" in card
-    twice, _ = calibrate(new, inverted[300:], tmp_path / "new", 0.1)
+    with pytest.raises(BundleError, match="is the bundle that is calibrated"):
+        calibrate(new, inverted[300:], tmp_path / "x" / ".." / "new", 0.1)
+    twice, _ = calibrate(new, inverted[300:], tmp_path / "twice", 0.1, "night")
+    assert (new.name, twice.name) == (bundle.name, "night")
     assert twice.read("README.md").decode().count("Calibrated anew") == 1
 
 
