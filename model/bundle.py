@@ -145,7 +145,7 @@ def rewrite_bundle(
     calibrated_on: Mapping[str, Any],
     files: Mapping[str, bytes],
 ) -> Bundle:
-    """`bundle` with another calibration and other `files`, written to `path` as by `write_bundle`; None: its own name."""
+    """`bundle` with another calibration and `files`, by `name` or its own, written to `path` as by `write_bundle`."""
     kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
     return write_bundle(
         path, name or bundle.name, bundle.config, bundle.contract, bundle.pixels, scorer, explainer,
