@@ -134,3 +134,15 @@ def test_a_server_that_ends_is_noticed_and_its_daemons_are_killed(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["ended with 1: no luck", "1", "0"]
+
+
+def test_what_the_service_adds_to_one_image_is_measured(debug_bundle: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.overhead", "--bundle", str(debug_bundle), "--count", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    rows = {cells[1].strip(): [float(cell) for cell in cells[2:5]] for cells in (
+        line.split("|") for line in done.stdout.splitlines()[4:]
+    )}  # fmt: skip
+    assert rows.keys() == {"over HTTP", "raw", "added"}
+    assert all(low <= middle <= high for low, middle, high in rows.values())
+    assert min(rows["over HTTP"] + rows["raw"]) > 0
