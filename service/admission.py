@@ -64,6 +64,7 @@ class Cost:
 class _Promise:
     due: float
     callers: Sequence[str]
+    seconds: float  # of the device
     rush: int
 
 
@@ -79,6 +80,7 @@ class Promises:
         self.returning = 1.0  # share of those told that come, in this rush
         self._rush, self._refused = 0, -math.inf
         self._next = 0.0  # turn of the next one
+        self._owed = 0.0  # seconds of the device, to all who may still come
         self._of: dict[str, _Promise] = {}
         self._turns: list[tuple[float, int, _Promise]] = []  # a heap, of those too that are settled
         self._count = itertools.count()
@@ -88,8 +90,14 @@ class Promises:
         return len(self._turns)
 
     def rest(self, now: float) -> None:
-        """Nothing waits. If nobody was refused lately the rush is over, and what it taught of its callers with it."""
+        """Nothing waits. If nobody was refused lately the rush is over, and what it taught of its callers with it.
+
+        Of those who are still out as many are expected as have come of the others.
+        """
         if now > self._refused + _LATE:
+            self._expire(now)
+            self._next = min(self._next, now + self.returning * self._owed)
+            self._rows = {second: math.ceil(self.returning * rows) for second, rows in self._rows.items()}
             self.returning, self._rush = 1.0, self._rush + 1
 
     def claim(self, callers: Sequence[str], now: float) -> bool:
@@ -113,7 +121,8 @@ class Promises:
             wait += 1
         self._next = max(self._next, now + wait - 1) + seconds * self.returning
         if callers and wait <= _LONGEST and len(self) < _MOST_PROMISES:
-            promise = _Promise(now + wait, callers, self._rush)
+            promise = _Promise(now + wait, callers, seconds, self._rush)
+            self._owed += seconds
             self._rows[int(promise.due)] = there + rows
             self._of.update(dict.fromkeys(callers, promise))
             heapq.heappush(self._turns, (promise.due, next(self._count), promise))
@@ -132,6 +141,8 @@ class Promises:
         mine = [caller for caller in promise.callers if self._of.get(caller) is promise]
         for caller in mine:
             del self._of[caller]
+        if mine:
+            self._owed -= promise.seconds
         return bool(mine)
 
 

@@ -120,19 +120,21 @@ def test_where_nobody_comes_again_turns_are_not_handed_out_into_the_far_future()
 
 
 def test_what_a_rush_taught_of_its_callers_is_not_held_against_those_of_the_next() -> None:
-    """Ten queues at once, after a rush from which nobody came again: each of the ten gets a turn of its own."""
+    """Ten queues at once, soon after a rush from which nobody came again: each of the ten gets a turn of its own."""
     rule = admission(max_queue=100, seconds_a_row=0.01)
+    last = 0
     for i in range(1_000):
-        refused(rule, f"gone {i}", now=0.01 * i)
+        last = refused(rule, f"gone {i}", now=0.01 * i)
     assert rule.promises.returning < 0.5
-    rule.admit(operation, 20, {operation: 0}, 60, ["an ordinary day"], now=20.0)
-    refused(rule, "gone 999", now=20.0)  # those still out are of the rush before
-    assert rule.promises.returning == 1
-    now = 600.0
-    rule.admit(operation, 20, {}, 60, ["another"], now)
-    turns = [now + refused(rule, f"new {i}", now) for i in range(50)]
+    now = 20.0
+    rule.admit(operation, 20, {operation: 0}, 60, ["an ordinary day"], now)
+    turns = [now + refused(rule, f"new {i}", now) for i in range(50)]  # of 0.2 s each
+    assert rule.promises.returning == 1  # those of before who are still out do not count
+    assert last > 400
+    assert turns[-1] - now < 60, "nor is the time booked by them"
+    assert max(map(turns.count, turns)) == 2  # half of the queue
     queued, clock = 100.0, now
-    for i, turn in sorted(enumerate(turns), key=lambda pair: pair[1]):
+    for i, turn in enumerate(turns):
         queued, clock = max(0.0, queued - (turn - clock) * 100), turn
         rule.admit(operation, 20, {operation: math.ceil(queued)}, 60, [f"new {i}"], turn)
         queued += 20
