@@ -78,7 +78,7 @@ class Promises:
     def __init__(self, at_once: float = math.inf) -> None:
         self.at_once = at_once
         self.returning = 1.0  # share of those told that come, in this rush
-        self._rush, self._refused = 0, -math.inf
+        self._rush, self._refused = 0, math.inf  # when the last one was refused, while a rush is on
         self._next = 0.0  # turn of the next one
         self._owed = 0.0  # seconds of the device, to all who may still come
         self._of: dict[str, _Promise] = {}
@@ -98,7 +98,7 @@ class Promises:
             self._expire(now)
             self._next = min(self._next, now + self.returning * self._owed)
             self._rows = {second: math.ceil(self.returning * rows) for second, rows in self._rows.items()}
-            self.returning, self._rush = 1.0, self._rush + 1
+            self.returning, self._rush, self._refused = 1.0, self._rush + 1, math.inf
 
     def claim(self, callers: Sequence[str], now: float) -> bool:
         """Whether it is the turn of one of `callers`, who has no other."""
