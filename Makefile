@@ -4,7 +4,6 @@ VENV ?= .venv
 GPU_VENV ?= .venv-gpu
 PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
-export PYTHONSAFEPATH := 1
 
 .PHONY: serve test check fix install train-demo docker-test bench-peers gpu-check gpu-found stress clean
 

@@ -1,6 +1,6 @@
 """The p-value of an image must not depend on how it is asked for: alone, in a batch, over HTTP, by command, in torch.
 
-    python -P benchmarks/agreement.py fashion-mnist --data FASHION/t10k-images-idx3-ubyte.gz [--out FILE.json]
+    python benchmarks/agreement.py fashion-mnist --data FASHION/t10k-images-idx3-ubyte.gz [--out FILE.json]
 
 For each way beside one by one: the share of images whose p-values differ by at most 2/(n + 1), n that of calibration
 images, which is two places among their scores; and the largest difference.
@@ -20,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
-from model.bundle import Bundle, find_bundle, load_bundle
-from model.files import encode_npy, write_file
-from model.images import encode_png
-from model.readers import read_images
-from model.runtime import BundleRuntime
-from service.app import create_app
-from service.settings import Settings
-from service.torch_engine import TorchEngine
+from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.files import encode_npy, write_file
+from ddaebm.model.images import encode_png
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.service.app import create_app
+from ddaebm.service.settings import Settings
+from ddaebm.service.torch_engine import TorchEngine
 
 BATCH = 256
 
@@ -56,7 +56,6 @@ def by_command(bundle: Bundle, images: Images) -> Floats:
         path.write_bytes(encode_npy(images))
         command = [
             sys.executable,
-            "-P",
             "-m",
             "ddaebm",
             "score",

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from service.drift import Drift
+from ddaebm.service.drift import Drift
 
 ALARM = math.log(100)
 BATCH = 100

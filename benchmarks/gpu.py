@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.bundle import Bundle, find_bundle, load_bundle
-from model.errors import ConfigError
-from model.noise import image_seeds
-from service.engine import Engine, OnnxEngine
+from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.noise import image_seeds
+from ddaebm.service.engine import Engine, OnnxEngine
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gpu-check:begin -->", "<!-- gpu-check:end -->"
@@ -53,7 +53,7 @@ def make_engines(bundle: Bundle, device: str, max_batch: int) -> tuple[dict[str,
     """The engines that can be had, by name, and why the others cannot."""
 
     def make_torch(cuda_graphs: bool) -> Engine:
-        from service.torch_engine import TorchEngine
+        from ddaebm.service.torch_engine import TorchEngine
 
         return TorchEngine(bundle, device, max_batch=max_batch, cuda_graphs=cuda_graphs)
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.bundle import find_bundle, load_bundle
-from model.explain import overlay
-from model.images import encode_png, make_grid
-from model.readers import read_images
-from model.runtime import BundleRuntime
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.explain import overlay
+from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 SIDE = 13  # of the pasted square, in pixels of 28

@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.peers.load import FIRST_SEED, PNG_END, request
 from benchmarks.peers.servers import KINDS, Server, environment
-from model.bundle import find_bundle, load_bundle
-from model.runtime import BundleRuntime
-from service.engine import plan_workers
-from service.settings import Settings
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.service.engine import plan_workers
+from ddaebm.service.settings import Settings
 
 WARM_UP = 20
 

@@ -1,6 +1,6 @@
 """Images a second of a recipe's sampler at its full size: random weights, whose speed is that of trained ones.
 
-    python -P benchmarks/preset.py cifar10 [--device cuda] [--precisions fp32,tf32,bf16] [--batches 100,256] [--compile]
+    python benchmarks/preset.py cifar10 [--device cuda] [--precisions fp32,tf32,bf16] [--batches 100,256] [--compile]
 
 Noise is made on the device and counts; decoding to PNG does not. Medians over rounds. The figure to beat: DDGAN takes
 0.21 s for 100 CIFAR-10 images on one V100 (Xiao et al. 2022, *Tackling the Generative Learning Trilemma with Denoising
@@ -17,12 +17,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from model.graphs import SamplerGraph
-from model.networks import Generator
-from model.noise import image_seeds
-from model.sampling import draw_noise
-from service.torch_engine import CudaGraphs, choose_device
-from training.recipes import make_config
+from ddaebm.model.graphs import SamplerGraph
+from ddaebm.model.networks import Generator
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.sampling import draw_noise
+from ddaebm.service.torch_engine import CudaGraphs, choose_device
+from ddaebm.training.recipes import make_config
 
 DDGAN_SECONDS = 0.21  # for 100 images
 PRECISIONS = ("fp32", "tf32", "bf16")

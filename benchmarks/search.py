@@ -1,11 +1,10 @@
 """Variants of a recipe, each one change away from it, trained at the same number of training FLOP and measured.
 
-    python -P benchmarks/search.py --data fashion-mnist --test t10k-images-idx3-ubyte.gz --ood mnist=MNIST \\
+    python benchmarks/search.py --data fashion-mnist --test t10k-images-idx3-ubyte.gz --ood mnist=MNIST \\
         --classifier fashion-mnist --out runs/search [NAME ...]
 
 With no name, all that have no result yet. A variant that is interrupted goes on where it stopped; several processes may
-share the folder, each with its own names. In the end the table of all results, for docs/results.md. -P, or the
-benchmark `training.py` beside it would be the package.
+share the folder, each with its own names. In the end the table of all results, for docs/results.md.
 """
 
 import argparse
@@ -19,20 +18,20 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from model.diffusion import Diffusion
-from model.files import write_file
-from model.readers import read_images
-from model.runtime import BundleRuntime
-from model.schedule import make_schedule
-from training.classifier import read_classifier
-from training.config import TrainConfig
-from training.data import contract, load_data, split
-from training.evaluate import ood_report
-from training.export import open_model
-from training.quality import quality_report
-from training.recipes import make_config
-from training.step import draw, make_state, train_step
-from training.trainer import train
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.files import write_file
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.classifier import read_classifier
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import contract, load_data, split
+from ddaebm.training.evaluate import ood_report
+from ddaebm.training.export import open_model
+from ddaebm.training.quality import quality_report
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import draw, make_state, train_step
+from ddaebm.training.trainer import train
 
 FEWER = 5  # every fifth image is enough for an AUROC
 # What all of them share, but for what each one changes: a lazy R1, since that buys a quarter more steps.

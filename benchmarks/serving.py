@@ -41,9 +41,9 @@ from benchmarks.peers.cases import CASES, SHARES, SINGLE, Case
 from benchmarks.peers.job import Job, pixels_of, png_of, seeds_of, verdicts_of
 from benchmarks.peers.servers import KINDS, ROOT, Server, ServerError, adopt_orphans, environment, usage, version
 from benchmarks.peers.servers import rss_mib as resident
-from model.bundle import find_bundle, load_bundle
-from model.files import write_file
-from model.images import encode_png
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.files import write_file
+from ddaebm.model.images import encode_png
 
 PEERS = [name for name in KINDS if name != report.OURS]
 IMAGES = ROOT / "tests" / "fixtures" / "fashion-mnist-test-512.npz"  # to be scored
@@ -75,7 +75,7 @@ class Bench:
     @contextmanager
     def python(self, module: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
         """A process of ours that prints JSON, and does not outlive the block."""
-        command = [sys.executable, "-P", "-m", f"benchmarks.peers.{module}", argument]
+        command = [sys.executable, "-m", f"benchmarks.peers.{module}", argument]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, text=True, cwd=self.folder, env=self.environment) as process:
             try:

@@ -1,8 +1,8 @@
 """What the networks of a recipe weigh: parameters, GFLOP of one call of the generator, memory of their state.
 
-    python -P benchmarks/sizes.py cifar10 celeba64 lsun_church128
+    python benchmarks/sizes.py cifar10 celeba64 lsun_church128
 
-Nothing is computed, so that it takes seconds and no memory. -P, or `training.py` beside it would be the package.
+Nothing is computed, so that it takes seconds and no memory.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.networks import Networks
-from training.recipes import make_config
+from ddaebm.model.networks import Networks
+from ddaebm.training.recipes import make_config
 
 
 def main() -> None:

@@ -26,15 +26,15 @@ def measure(recipe: str, assignments: list[str], steps: int, channels_last: bool
     import torch
     from accelerate import Accelerator
 
-    import training.config
-    from model.diffusion import Diffusion
-    from model.schedule import make_schedule
-    from training.data import MADE, batch_at, load_data, to_tensor
-    from training.recipes import make_config
+    import ddaebm.training.config
+    from ddaebm.model.diffusion import Diffusion
+    from ddaebm.model.schedule import make_schedule
+    from ddaebm.training.data import MADE, batch_at, load_data, to_tensor
+    from ddaebm.training.recipes import make_config
 
     # A checkout may be from before the step had a file of its own.
-    source = "step" if Path(training.config.__file__).with_name("step.py").exists() else "trainer"
-    step_module = importlib.import_module(f"training.{source}")
+    source = "step" if Path(ddaebm.training.config.__file__).with_name("step.py").exists() else "trainer"
+    step_module = importlib.import_module(f"ddaebm.training.{source}")
 
     torch.set_num_threads(1)
     config = make_config(recipe).override(dict(text.split("=", 1) for text in assignments))
@@ -76,7 +76,7 @@ def main() -> None:
 
     def run(root: Path, recipe: str, *settings: str) -> tuple[float, int]:
         options = [recipe, "--child", f"--steps={args.steps}", *settings]
-        environment = {**os.environ, "PYTHONPATH": str(root.resolve()), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(root.resolve()), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(Path(__file__).resolve()), *options]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         ms, kib = done.stdout.split()

@@ -8,7 +8,7 @@ import struct
 
 from PIL.TiffImagePlugin import PREFIXES
 
-from model.errors import ImageFormatError
+from ddaebm.model.errors import ImageFormatError
 
 MAX_READS = 200_000  # of one file: a chunk, marker, sub-block or run of a BMP takes one to three, of 1 to 4 µs each
 MAX_TIFF_TAGS = 1000

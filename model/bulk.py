@@ -13,16 +13,16 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Bundle
-from model.errors import ConfigError, DataError, ImageError
-from model.files import write_file, write_stream, write_zip
-from model.formats import Entry
-from model.images import Decoded, encode_png, make_grid
-from model.noise import seeds_at
-from model.parallel import in_order
-from model.progress import Tick
-from model.readers import decode_entry, entries
-from model.runtime import BundleRuntime
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import ConfigError, DataError, ImageError
+from ddaebm.model.files import write_file, write_stream, write_zip
+from ddaebm.model.formats import Entry
+from ddaebm.model.images import Decoded, encode_png, make_grid
+from ddaebm.model.noise import seeds_at
+from ddaebm.model.parallel import in_order
+from ddaebm.model.progress import Tick
+from ddaebm.model.readers import decode_entry, entries
+from ddaebm.model.runtime import BundleRuntime
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import ModelConfig
-from model.errors import (
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import (
     BundleError,
     BundleHashError,
     BundleMissingFileError,
@@ -26,11 +26,11 @@ from model.errors import (
     BundleVersionError,
     ConfigError,
 )
-from model.explain import Explainer
-from model.files import read_arrays, write_folder
-from model.images import Contract
-from model.pixels import Pixels
-from model.scoring import Scorer
+from ddaebm.model.explain import Explainer
+from ddaebm.model.files import read_arrays, write_folder
+from ddaebm.model.images import Contract
+from ddaebm.model.pixels import Pixels
+from ddaebm.model.scoring import Scorer
 
 FORMAT_VERSION = 5
 MANIFEST = "bundle.json"

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Bundle, rewrite_bundle
-from model.errors import BundleError, DataError
-from model.explain import Explainer, fit_explainer
-from model.images import fingerprints
-from model.parallel import in_order, usable_cores
-from model.pixels import Pixels, fit_pixels
-from model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
-from model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside
+from ddaebm.model.bundle import Bundle, rewrite_bundle
+from ddaebm.model.errors import BundleError, DataError
+from ddaebm.model.explain import Explainer, fit_explainer
+from ddaebm.model.images import fingerprints
+from ddaebm.model.parallel import in_order, usable_cores
+from ddaebm.model.pixels import Pixels, fit_pixels
+from ddaebm.model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
+from ddaebm.model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside
 
 BATCH = 250
 _CARD_HEADING = "\n## Calibrated anew\n"

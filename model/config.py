@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from model.errors import ConfigError
+from ddaebm.model.errors import ConfigError
 
 
 @dataclass(frozen=True)

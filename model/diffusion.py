@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.schedule import Schedule
+from ddaebm.model.schedule import Schedule
 
 
 class Diffusion:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.pixels import Pixels
+from ddaebm.model.pixels import Pixels
 
 _SMOOTHING = 0.07  # std of the Gaussian, in image sides: a level's map alternates from pixel to pixel
 # Black-body colours from nothing to hot, evenly spaced.

@@ -20,7 +20,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from model.errors import DataError, ImageError, ImageFormatError, ImageTooLargeError
+from ddaebm.model.errors import DataError, ImageError, ImageFormatError, ImageTooLargeError
 
 Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, C), C 1 or 3
 

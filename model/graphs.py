@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.images import to_unit
-from model.networks import EnergyNet, Generator
-from model.sampling import Noise, sample
-from model.schedule import make_schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.images import to_unit
+from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.sampling import Noise, sample
+from ddaebm.model.schedule import make_schedule
 
 
 class SamplerGraph(nn.Module):

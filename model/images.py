@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from model.bounds import MAX_EXIF_BYTES, CountedReads, check_parts
-from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
+from ddaebm.model.bounds import MAX_EXIF_BYTES, CountedReads, check_parts
+from ddaebm.model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
 
 # Our own budget is checked on the header, before anything is decoded; Pillow's would only warn.
 Image.MAX_IMAGE_PIXELS = None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from ddaebm.model.config import ModelConfig
 
 
 class MLP(nn.Module):

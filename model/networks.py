@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.blocks import LatentMapping, StepEmbedding, Trunk, UNet
-from model.config import ModelConfig
-from model.mlp import MLP
+from ddaebm.model.blocks import LatentMapping, StepEmbedding, Trunk, UNet
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.mlp import MLP
 
 
 class Generator(nn.Module):

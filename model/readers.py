@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model import formats
-from model.errors import DataError, ImageError
-from model.formats import Entry
-from model.images import MAX_PIXELS, Contract, Decoded, convert, from_pixels, open_image, upright_size
+from ddaebm.model import formats
+from ddaebm.model.errors import DataError, ImageError
+from ddaebm.model.formats import Entry
+from ddaebm.model.images import MAX_PIXELS, Contract, Decoded, convert, from_pixels, open_image, upright_size
 
 logger = logging.getLogger("ddaebm.readers")
 

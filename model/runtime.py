@@ -21,13 +21,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from model.bundle import WEIGHTS, Bundle
-from model.config import ModelConfig
-from model.errors import BundleError, ConfigError
-from model.parallel import usable_cores
-from model.pixels import Pixels
-from model.sampling import draw_noise
-from model.scoring import Scorer, fine_detail, statistics
+from ddaebm.model.bundle import WEIGHTS, Bundle
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.parallel import usable_cores
+from ddaebm.model.pixels import Pixels
+from ddaebm.model.sampling import draw_noise
+from ddaebm.model.scoring import Scorer, fine_detail, statistics
 
 ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
 Session: TypeAlias = ort.InferenceSession

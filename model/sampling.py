@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from model.config import ModelConfig
-from model.noise import normal_streams
-from model.schedule import Schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.noise import normal_streams
+from ddaebm.model.schedule import Schedule
 
 
 class Noise(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.config import ModelConfig
+from ddaebm.model.config import ModelConfig
 
 POSTERIOR_VAR_FLOOR = 1e-4
 

@@ -21,8 +21,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ConfigError
-from model.explain import log_energies
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.explain import log_energies
 
 Floats = NDArray[np.float64]
 

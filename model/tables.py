@@ -13,9 +13,9 @@ from typing import TextIO
 
 import numpy as np
 
-from model.bulk import Scored
-from model.errors import DataError
-from model.scoring import fdr_threshold
+from ddaebm.model.bulk import Scored
+from ddaebm.model.errors import DataError
+from ddaebm.model.scoring import fdr_threshold
 
 
 @dataclass(frozen=True, slots=True)

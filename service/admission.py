@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from service.scheduling import Operation
+from ddaebm.service.scheduling import Operation
 
 _EARLY, _LATE = 0.1, 2.0  # seconds around its turn in which a caller finds room
 _MOST_PROMISES = 10_000

@@ -12,23 +12,23 @@ from fastapi.security import HTTPBearer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
-from model.bundle import find_bundle, load_bundle
-from model.errors import ConfigError
-from service import errors
-from service.batching import Batcher
-from service.bodies import Bodies
-from service.engine import Engine, load_engine, plan_workers
-from service.metrics import Metrics
-from service.middleware import RequestMiddleware
-from service.routes import models, probes, samples, scores, v2
-from service.settings import Settings
-from service.state import Engines, Service
-from service.tracing import load_tracing
-from service.watchdog import watch
+from ddaebm import __version__
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.errors import ConfigError
+from ddaebm.service import errors
+from ddaebm.service.batching import Batcher
+from ddaebm.service.bodies import Bodies
+from ddaebm.service.engine import Engine, load_engine, plan_workers
+from ddaebm.service.metrics import Metrics
+from ddaebm.service.middleware import RequestMiddleware
+from ddaebm.service.routes import models, probes, samples, scores, v2
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Engines, Service
+from ddaebm.service.tracing import load_tracing
+from ddaebm.service.watchdog import watch
 
 logger = logging.getLogger("ddaebm")
 
-VERSION = "0.1.0"
 _CLOSE_SECONDS = 5  # requests have been drained by now, so that at most one inference is under way
 _DESCRIPTION = "Images in four network calls, and a calibrated out-of-distribution verdict for any image."
 
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
     settings = settings or Settings()
     metrics = Metrics()
     workers, _ = plan_workers(settings)
-    tracing = load_tracing(VERSION)
+    tracing = load_tracing(__version__)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +104,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
 
     app = FastAPI(
         title="ddaebm",
-        version=VERSION,
+        version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
         responses=errors.RESPONSES,

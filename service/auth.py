@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers
 
-from service.errors import Problem
+from ddaebm.service.errors import Problem
 
 # Nothing here tells what is not public anyway; probes and the scrape come from machines that have no key.
 PROBES = {"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"}

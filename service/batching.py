@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.admission import Admission
-from service.scheduling import Arrays, Job, Operation, Piece, Waiting
+from ddaebm.service.admission import Admission
+from ddaebm.service.scheduling import Arrays, Job, Operation, Piece, Waiting
 
 logger = logging.getLogger("ddaebm.batching")
 

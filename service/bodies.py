@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.errors import Problem
+from ddaebm.service.errors import Problem
 
 # All that most routes take: JSON that is parsed on the event loop, of which 1,024 seeds are a third. And what is not
 # counted of any body, so that large ones keep nobody out who sends little.

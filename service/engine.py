@@ -5,15 +5,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Bundle
-from model.errors import ConfigError
-from model.explain import Explainer
-from model.images import Contract
-from model.noise import image_seeds
-from model.parallel import usable_cores
-from model.runtime import CPU, BundleRuntime, Explained, Scores, choose_providers
-from model.scoring import Scorer
-from service.settings import Settings
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.explain import Explainer
+from ddaebm.model.images import Contract
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.parallel import usable_cores
+from ddaebm.model.runtime import CPU, BundleRuntime, Explained, Scores, choose_providers
+from ddaebm.model.scoring import Scorer
+from ddaebm.service.settings import Settings
 
 
 class Samples(NamedTuple):
@@ -102,7 +102,7 @@ def load_engine(bundle: Bundle, settings: Settings) -> Engine:
     if settings.backend == "onnx":
         return OnnxEngine(bundle, settings.device, plan_workers(settings)[1], settings.tensorrt_cache)
     try:
-        from service.torch_engine import TorchEngine  # here, since serving by ONNX Runtime needs no torch
+        from ddaebm.service.torch_engine import TorchEngine  # here, since serving by ONNX Runtime needs no torch
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"backend=torch needs {error.name}, which is not installed: pip install -c constraints.txt -e '.[torch]'"

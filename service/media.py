@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
-from service.errors import Problem
+from ddaebm.service.errors import Problem
 
 JSON, PNG, ZIP, NPY = "application/json", "image/png", "application/zip", "application/x-npy"
 FORM = "multipart/form-data"

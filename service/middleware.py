@@ -14,12 +14,12 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth import PROBES, PUBLIC, check_key
-from service.bodies import SMALL_BODY, Bodies, Body
-from service.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
-from service.logs import access, log_request
-from service.metrics import Metrics
-from service.tracing import Timings, Tracing
+from ddaebm.service.auth import PROBES, PUBLIC, check_key
+from ddaebm.service.bodies import SMALL_BODY, Bodies, Body
+from ddaebm.service.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
+from ddaebm.service.logs import access, log_request
+from ddaebm.service.metrics import Metrics
+from ddaebm.service.tracing import Timings, Tracing
 
 logger = logging.getLogger("ddaebm")
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from service.errors import Problem, from_validation
+from ddaebm.service.errors import Problem, from_validation
 
 HEADER_LENGTH = "inference-header-content-length"
 _MAX_JSON = 4 * 2**20  # numbers written out are slow to read and large in memory: more of them go as bytes

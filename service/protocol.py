@@ -18,9 +18,9 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from service.errors import SECURITY_HEADERS, Problem, problem_response
-from service.logs import log_request
-from service.state import Service
+from ddaebm.service.errors import SECURITY_HEADERS, Problem, problem_response
+from ddaebm.service.logs import log_request
+from ddaebm.service.state import Service
 
 
 class Connections(ServerState):

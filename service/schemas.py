@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model.noise import MAX_SEED
+from ddaebm.model.noise import MAX_SEED
 
 MAX_SAMPLES = 1024
 MAX_CANDIDATES = 2048  # n·best_of: half of the default queue, a quarter of a minute of two cores

@@ -15,10 +15,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from service.logs import log_config
-from service.protocol import Connections, HttpProtocol
-from service.settings import Settings
-from service.state import Service
+from ddaebm.service.logs import log_config
+from ddaebm.service.protocol import Connections, HttpProtocol
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Service
 
 logger = logging.getLogger("ddaebm")
 

@@ -13,16 +13,16 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
-from model.errors import DdaebmError
-from model.runtime import Explained, Scores
-from service.admission import QueueFullError
-from service.batching import Batcher, BatcherStoppedError
-from service.drift import Drift
-from service.engine import Engine
-from service.errors import CLIENT_GONE, Problem
-from service.metrics import Metrics
-from service.scheduling import Arrays, Operation
-from service.settings import Settings
+from ddaebm.model.errors import DdaebmError
+from ddaebm.model.runtime import Explained, Scores
+from ddaebm.service.admission import QueueFullError
+from ddaebm.service.batching import Batcher, BatcherStoppedError
+from ddaebm.service.drift import Drift
+from ddaebm.service.engine import Engine
+from ddaebm.service.errors import CLIENT_GONE, Problem
+from ddaebm.service.metrics import Metrics
+from ddaebm.service.scheduling import Arrays, Operation
+from ddaebm.service.settings import Settings
 
 logger = logging.getLogger("ddaebm")
 

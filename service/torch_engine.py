@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from model.bundle import Bundle
-from model.errors import BundleError, ConfigError
-from model.graphs import EnergyGraph, SamplerGraph
-from model.networks import EnergyNet, Generator
-from model.noise import image_seeds
-from model.runtime import Explained, LevelStatistics, Scores, explain_levels
-from model.sampling import draw_noise
-from service.engine import Samples
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.graphs import EnergyGraph, SamplerGraph
+from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.runtime import Explained, LevelStatistics, Scores, explain_levels
+from ddaebm.model.sampling import draw_noise
+from ddaebm.service.engine import Samples
 
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # row i out depends on row i in alone
 Net = TypeVar("Net", bound=nn.Module)

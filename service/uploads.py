@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from model.errors import DataError, ImageFormatError
-from model.formats import Entry, npy_images, npy_shape
-from service.errors import Problem, from_validation
-from service.media import FORM, JSON, NPY, media_type_of
-from service.schemas import ScoreRequest
-from service.settings import Settings
-from service.state import Deadline
+from ddaebm.model.errors import DataError, ImageFormatError
+from ddaebm.model.formats import Entry, npy_images, npy_shape
+from ddaebm.service.errors import Problem, from_validation
+from ddaebm.service.media import FORM, JSON, NPY, media_type_of
+from ddaebm.service.schemas import ScoreRequest
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Deadline
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from service.state import Service
+from ddaebm.service.state import Service
 
 logger = logging.getLogger("ddaebm")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import MANIFEST
+from ddaebm.model.bundle import MANIFEST
 
 # Torch's threads wait for each other by spinning, which on a busy machine turns milliseconds into
 # seconds; the tests' networks are too small to gain from a second one. Read when torch is imported.
@@ -20,10 +20,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def make_debug_run(run: Path) -> Path:
-    from training.checkpoint import write_config
-    from training.data import load_data, split
-    from training.recipes import make_config
-    from training.trainer import train
+    from ddaebm.training.checkpoint import write_config
+    from ddaebm.training.data import load_data, split
+    from ddaebm.training.recipes import make_config
+    from ddaebm.training.trainer import train
 
     config = make_config("debug").override(
         {"steps": "6", "checkpoint_every": "3", "log_every": "2", "sample_every": "3"}
@@ -34,7 +34,7 @@ def make_debug_run(run: Path) -> Path:
 
 
 def make_debug_bundle(run: Path) -> Path:
-    from training.export import export
+    from ddaebm.training.export import export
 
     out = run.parent / "bundle"
     export(run, out)

@@ -17,13 +17,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.config import ModelConfig
-from model.errors import CheckpointError
-from model.files import write_file, write_folder
-from training.config import TrainConfig
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import CheckpointError
+from ddaebm.model.files import write_file, write_folder
+from ddaebm.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from training.step import TrainState
+    from ddaebm.training.step import TrainState
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{7,})$")

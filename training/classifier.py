@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from model.errors import DataError
-from model.files import write_file
-from model.images import Contract
-from model.noise import permutation, random_word
-from training.data import split, to_tensor
-from training.labels import Labelled
+from ddaebm.model.errors import DataError
+from ddaebm.model.files import write_file
+from ddaebm.model.images import Contract
+from ddaebm.model.noise import permutation, random_word
+from ddaebm.training.data import split, to_tensor
+from ddaebm.training.labels import Labelled
 
 SHIPPED = Path(__file__).parent / "classifiers"
 NUM_FEATURES = 128

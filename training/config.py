@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from model.config import ModelConfig
-from model.errors import ConfigError
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import ConfigError
 
 _CHOICES = {
     "contrast": ("difference", "relativistic", "non-saturating"),

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from sklearn.datasets import make_swiss_roll
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.errors import DataError
-from model.images import Contract, to_unit
-from model.noise import permutation, random_word
-from model.readers import read_images
-from training.config import TrainConfig
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import DataError
+from ddaebm.model.images import Contract, to_unit
+from ddaebm.model.noise import permutation, random_word
+from ddaebm.model.readers import read_images
+from ddaebm.training.config import TrainConfig
 
 SPLIT_SEED = 20_240_302  # fixed for ever: changing it moves images between training and calibration
 

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from model.calibration import level_rows
-from model.pixels import Pixels
-from model.runtime import Session
-from model.scoring import Scorer, false_alarm_interval
+from ddaebm.model.calibration import level_rows
+from ddaebm.model.pixels import Pixels
+from ddaebm.model.runtime import Session
+from ddaebm.model.scoring import Scorer, false_alarm_interval
 
 ALPHAS = (0.01, 0.05, 0.1)
 

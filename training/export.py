@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
-from model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
-from model.calibration import fit
-from model.errors import CheckpointError
-from model.files import encode_npy
-from model.images import encode_png, fingerprints, make_grid
-from model.noise import image_seeds
-from model.readers import read_images
-from model.runtime import make_session, run_sampler
-from training import checkpoint
-from training.card import model_card
-from training.classifier import read_classifier
-from training.config import TrainConfig
-from training.data import MADE, contract, load_data, split
-from training.evaluate import ood_report
-from training.quality import quality_report
-from training.recipes import IMAGES, make_config
-from training.start import seen_before
-from training.step import TrainState, make_state
-from training.tracing import make_graphs, parity, require_parity, to_onnx
+from ddaebm.model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
+from ddaebm.model.calibration import fit
+from ddaebm.model.errors import CheckpointError
+from ddaebm.model.files import encode_npy
+from ddaebm.model.images import encode_png, fingerprints, make_grid
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import make_session, run_sampler
+from ddaebm.training import checkpoint
+from ddaebm.training.card import model_card
+from ddaebm.training.classifier import read_classifier
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import MADE, contract, load_data, split
+from ddaebm.training.evaluate import ood_report
+from ddaebm.training.quality import quality_report
+from ddaebm.training.recipes import IMAGES, make_config
+from ddaebm.training.start import seen_before
+from ddaebm.training.step import TrainState, make_state
+from ddaebm.training.tracing import make_graphs, parity, require_parity, to_onnx
 
 
 def load_run(run: Path) -> tuple[TrainConfig, TrainState]:

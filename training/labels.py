@@ -8,9 +8,9 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import DataError
-from model.images import Contract
-from model.readers import entries, find_idx, read_images
+from ddaebm.model.errors import DataError
+from ddaebm.model.images import Contract
+from ddaebm.model.readers import entries, find_idx, read_images
 
 
 class Labelled(NamedTuple):

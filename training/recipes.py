@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-from model.config import ModelConfig
-from model.errors import ConfigError
-from model.images import Contract
-from training.config import TrainConfig
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.images import Contract
+from ddaebm.training.config import TrainConfig
 
 
 def debug() -> TrainConfig:

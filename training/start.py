@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load
 
-from model.bundle import Bundle
-from model.errors import ConfigError, DataError
-from model.files import write_file
-from model.images import fingerprints
-from training import checkpoint
-from training.config import TrainConfig
-from training.data import Splits
-from training.step import make_state
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.model.files import write_file
+from ddaebm.model.images import fingerprints
+from ddaebm.training import checkpoint
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import Splits
+from ddaebm.training.step import make_state
 
 ENCODER_STEPS = 500  # the encoder is not in a bundle: until it has caught up it would teach the generator to ignore z
 TRAINED_ON = "trained_on.npy"  # in the run folder: what the bundle's networks had seen before

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from model.diffusion import Diffusion
-from model.networks import EnergyNet, Generator, Networks
-from model.noise import random_word
-from training.config import TrainConfig
-from training.losses import (
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.networks import EnergyNet, Generator, Networks
+from ddaebm.model.noise import random_word
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.losses import (
     contrast,
     denoising,
     forward_kl,

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.errors import ParityError
-from model.graphs import EnergyGraph, SamplerGraph
-from model.networks import EnergyNet, Generator
-from model.runtime import Session
-from model.sampling import Noise, draw_noise
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import ParityError
+from ddaebm.model.graphs import EnergyGraph, SamplerGraph
+from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.runtime import Session
+from ddaebm.model.sampling import Noise, draw_noise
 
 MAX_PARITY_ERROR = 1e-3
 

@@ -15,20 +15,20 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.diffusion import Diffusion
-from model.errors import ConfigError, NonFiniteLossError
-from model.files import encode_npy
-from model.graphs import to_pixels
-from model.images import encode_png, make_grid
-from model.noise import image_seeds
-from model.sampling import draw_noise, sample
-from model.schedule import make_schedule
-from training import checkpoint
-from training.config import TrainConfig
-from training.data import batch_at, to_tensor
-from training.interrupt import Interrupt
-from training.log import Meter, RunLog
-from training.step import Draws, TrainState, draw, make_state, train_step
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.errors import ConfigError, NonFiniteLossError
+from ddaebm.model.files import encode_npy
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.sampling import draw_noise, sample
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training import checkpoint
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import batch_at, to_tensor
+from ddaebm.training.interrupt import Interrupt
+from ddaebm.training.log import Meter, RunLog
+from ddaebm.training.step import Draws, TrainState, draw, make_state, train_step
 
 
 def train(

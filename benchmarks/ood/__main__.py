@@ -24,12 +24,12 @@ from benchmarks.ood.figures import pictures, plot
 from benchmarks.ood.peers import MOST, look, network_detectors, pixel_detectors
 from benchmarks.ood.report import ORDINARY, STRANGE, compare, discoveries, false_alarms, markdown
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
-from model.bundle import find_bundle, load_bundle
-from model.files import write_file
-from model.noise import permutation
-from model.readers import read_images
-from model.runtime import BundleRuntime
-from training.data import Splits, split
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.files import write_file
+from ddaebm.model.noise import permutation
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.training.data import Splits, split
 
 
 def read_mixed(path: str, runtime: BundleRuntime) -> Images:

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.peers import png_bytes
 from benchmarks.ood.sets import Images, make_sets
-from model.bundle import find_bundle, load_bundle
-from model.calibration import BATCH
-from model.files import write_file
-from model.readers import read_images
-from model.runtime import BundleRuntime, LevelStatistics
-from model.scoring import fine_detail, fit_scorer, statistics
-from training.data import Splits, split
-from training.evaluate import auroc
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.calibration import BATCH
+from ddaebm.model.files import write_file
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime, LevelStatistics
+from ddaebm.model.scoring import fine_detail, fit_scorer, statistics
+from ddaebm.training.data import Splits, split
+from ddaebm.training.evaluate import auroc
 
 Floats = NDArray[np.float64]
 Rows = dict[str, dict[str, Floats]]  # {set: {"rows": (N, D), statistic: (N, T)}}

@@ -15,10 +15,10 @@ from sklearn.svm import OneClassSVM
 from torch import nn
 
 from benchmarks.ood.sets import Images
-from model.calibration import BATCH
-from model.images import encode_png
-from model.runtime import BundleRuntime, score_rows
-from model.scoring import fit_scorer, weights_beside
+from ddaebm.model.calibration import BATCH
+from ddaebm.model.images import encode_png
+from ddaebm.model.runtime import BundleRuntime, score_rows
+from ddaebm.model.scoring import fit_scorer, weights_beside
 
 Floats = NDArray[np.floating]
 Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)

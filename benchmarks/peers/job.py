@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Bundle, find_bundle, load_bundle
-from model.images import Contract, decode, encode_png, make_grid
-from model.noise import image_seeds
-from model.runtime import BundleRuntime
+from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.images import Contract, decode, encode_png, make_grid
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.runtime import BundleRuntime
 
 MAX_BATCH = 64  # of every server: the default of this service's DDAEBM_MAX_BATCH
 WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))  # copies of the model, each with its own batches

@@ -12,7 +12,7 @@ from itertools import count
 import numpy as np
 
 from benchmarks.peers.job import MAX_BATCH, WORKERS, Array, Job
-from model.noise import image_seeds
+from ddaebm.model.noise import image_seeds
 
 BATCHES, CALLERS = (1, 8, 16, 32, MAX_BATCH), sorted({1, WORKERS})
 

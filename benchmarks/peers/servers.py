@@ -52,7 +52,7 @@ def environment(bundle: str, workers: int, threads: int, folder: Path) -> dict[s
     """Of every server: this checkout's packages, none of the user's settings, and a home that is thrown away."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DDAEBM_", "RAY_", "BENTOML_"))}
     return kept | {
-        "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "HOME": str(folder),
+        "PYTHONPATH": str(ROOT), "HOME": str(folder),
         "DDAEBM_BUNDLE": bundle, "BENCH_BUNDLE": bundle, "BENCH_WORKERS": str(workers), "BENCH_THREADS": str(threads),
         "RAY_TMPDIR": str(folder), "RAY_USAGE_STATS_ENABLED": "0",
         "BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", "DO_NOT_TRACK": "1",
@@ -69,7 +69,7 @@ def version(kind: Kind, python: str) -> str:
         return importlib.metadata.version("ddaebm")
     code = f"import importlib.metadata as m, {kind.package}; print(m.version({kind.package!r}))"
     try:
-        done = subprocess.run([python, "-P", "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     except OSError as error:
         raise ServerError(f"{error.strerror}: {python}; make bench-peers installs it") from error
     if done.returncode:
@@ -91,7 +91,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.label, self.log = kind.label, folder / "server.log"
-        command = [python, "-P", *kind.arguments.format(port=self.port).split()]
+        command = [python, *kind.arguments.format(port=self.port).split()]
         self.began = time.perf_counter()
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(

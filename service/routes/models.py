@@ -4,10 +4,10 @@ import dataclasses
 
 from fastapi import APIRouter
 
-from model.scoring import false_alarm_interval
-from service.engine import Engine
-from service.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
-from service.state import Shared
+from ddaebm.model.scoring import false_alarm_interval
+from ddaebm.service.engine import Engine
+from ddaebm.service.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
+from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["models"])
 

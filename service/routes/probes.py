@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from service.errors import Problem
-from service.schemas import Status
-from service.state import Shared
+from ddaebm.service.errors import Problem
+from ddaebm.service.schemas import Status
+from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["probes"])
 

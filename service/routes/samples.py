@@ -14,16 +14,16 @@ import numpy as np
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from numpy.typing import NDArray
 
-from model.bulk import sample_name
-from model.files import encode_npy, write_zip
-from model.images import encode_png, make_grid
-from model.noise import MAX_SEED, image_seeds
-from model.runtime import Scores
-from service.engine import Engine
-from service.errors import Problem
-from service.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
-from service.schemas import SampledImage, SampleRequest, SampleResponse
-from service.state import Service, Shared
+from ddaebm.model.bulk import sample_name
+from ddaebm.model.files import encode_npy, write_zip
+from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.noise import MAX_SEED, image_seeds
+from ddaebm.model.runtime import Scores
+from ddaebm.service.engine import Engine
+from ddaebm.service.errors import Problem
+from ddaebm.service.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
+from ddaebm.service.schemas import SampledImage, SampleRequest, SampleResponse
+from ddaebm.service.state import Service, Shared
 
 router = APIRouter(tags=["samples"])
 

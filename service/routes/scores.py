@@ -11,19 +11,19 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 
-from model.errors import ImageError, ImageTooLargeError
-from model.explain import overlay
-from model.formats import Entry
-from model.images import Contract, Decoded, convert, encode_png
-from model.readers import open_entry
-from model.runtime import Explained, Scores
-from model.scoring import fdr_threshold
-from service.engine import Engine
-from service.errors import Problem
-from service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
-from service.settings import Settings
-from service.state import Deadline, Shared
-from service.uploads import REQUEST_BODY, decoding, read_uploads
+from ddaebm.model.errors import ImageError, ImageTooLargeError
+from ddaebm.model.explain import overlay
+from ddaebm.model.formats import Entry
+from ddaebm.model.images import Contract, Decoded, convert, encode_png
+from ddaebm.model.readers import open_entry
+from ddaebm.model.runtime import Explained, Scores
+from ddaebm.model.scoring import fdr_threshold
+from ddaebm.service.engine import Engine
+from ddaebm.service.errors import Problem
+from ddaebm.service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Deadline, Shared
+from ddaebm.service.uploads import REQUEST_BODY, decoding, read_uploads
 
 router = APIRouter(tags=["scores"])
 

@@ -13,14 +13,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from numpy.typing import NDArray
 
-from model.noise import MAX_SEED
-from model.runtime import Scores
-from service.engine import Engine
-from service.errors import Problem
-from service.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
-from service.schemas import MAX_SAMPLES
-from service.state import InferStatistics, Service, Shared
-from service.uploads import decoding, read_body
+from ddaebm.model.noise import MAX_SEED
+from ddaebm.model.runtime import Scores
+from ddaebm.service.engine import Engine
+from ddaebm.service.errors import Problem
+from ddaebm.service.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
+from ddaebm.service.schemas import MAX_SAMPLES
+from ddaebm.service.state import InferStatistics, Service, Shared
+from ddaebm.service.uploads import decoding, read_body
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from service.metrics import Metrics
+from ddaebm.service.metrics import Metrics
 from tests.docker.conftest import DOCKER, alert_rules, dashboard_queries, substitute
 
 QUERIES = dashboard_queries() | {f"alert {name}": rule["expr"] for name, rule in alert_rules().items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-import ddaebm
+from ddaebm.cli import main
 
 PATIENCE = 60.0  # seconds, for a machine that is busy with other things
 COMMAND = [sys.executable, "-m", "ddaebm"]
@@ -113,7 +113,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         monkeypatch.setattr(sys, "argv", ["ddaebm", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            ddaebm.main()
+            main()
         return subprocess.CompletedProcess(sys.argv, int(exit_.value.code or 0), *capsys.readouterr())
 
     monkeypatch.chdir(tmp_path)

@@ -17,11 +17,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.images import encode_png, make_grid
-from model.noise import image_seeds
-from model.scoring import fdr_threshold
-from service.auth import hash_key
-from service.settings import Settings
+from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.scoring import fdr_threshold
+from ddaebm.service.auth import hash_key
+from ddaebm.service.settings import Settings
 from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
 
 LIKE_NOTHING = np.random.default_rng(0).integers(256, size=(3, 16, 16), dtype=np.uint8)
@@ -33,8 +33,8 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 def training_images(bundle: Path) -> NDArray[np.uint8]:
     """What the debug recipe learns."""
-    from training.data import load_data
-    from training.recipes import make_config
+    from ddaebm.training.data import load_data
+    from ddaebm.training.recipes import make_config
 
     config = make_config(json.loads((bundle / "bundle.json").read_text())["training"]["recipe"])
     return load_data(config.data, config.network)
@@ -325,7 +325,7 @@ def test_a_key_that_is_made_opens_the_service_that_is_given_its_hash(cli: Cli) -
 
 @pytest.mark.parametrize("arguments", [["train", "debug", "--out", "run"], ["reproduce", "toy", "--out", "figure"]])
 def test_where_only_serving_is_installed_a_line_says_what_training_needs(arguments: list[str], tmp_path: Path) -> None:
-    program = "import sys; sys.modules['torch'] = None; import ddaebm; ddaebm.main()"
+    program = "import sys; sys.modules['torch'] = None; from ddaebm.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )

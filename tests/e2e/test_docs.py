@@ -77,7 +77,7 @@ class Stranger:
         (folder / "home" / ".curlrc").write_text('fail-with-body\nsilent\nshow-error\nnoproxy = "*"\n')
         (folder / "home" / "python3").symlink_to(shutil.which(f"python3.{sys.version_info.minor}") or sys.executable)
         self.environment = environment(
-            DDAEBM_PORT=str(self.port), CURL_HOME=str(folder / "home"), PYTHONSAFEPATH="1",
+            DDAEBM_PORT=str(self.port), CURL_HOME=str(folder / "home"),
             PATH=f"{folder / 'home'}{os.pathsep}{os.environ['PATH']}",
         )  # fmt: skip
         self.serving: subprocess.Popen[bytes] | None = None

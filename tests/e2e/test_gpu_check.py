@@ -90,7 +90,7 @@ def test_a_document_without_marks_is_left_alone(gpu_check: ModuleType, tmp_path:
 
 def test_the_preset_is_measured_in_each_precision() -> None:
     script = ROOT / "benchmarks" / "preset.py"
-    command = [sys.executable, "-P", str(script), "debug", "--device", "cpu", "--batches", "2,3", "--rounds", "1"]
+    command = [sys.executable, str(script), "debug", "--device", "cpu", "--batches", "2,3", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith(("| fp32", "| tf32", "| bf16"))]

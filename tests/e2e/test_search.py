@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.diffusion import Diffusion
-from model.schedule import make_schedule
-from training.classifier import train_classifier, write_classifier
-from training.data import load_data
-from training.labels import Labelled
-from training.recipes import make_config
-from training.step import draw, make_state, train_step
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.classifier import train_classifier, write_classifier
+from ddaebm.training.data import load_data
+from ddaebm.training.labels import Labelled
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import draw, make_state, train_step
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "search.py"
 

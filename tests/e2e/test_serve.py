@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.settings import Settings
+from ddaebm.service.settings import Settings
 from tests.e2e.conftest import PATIENCE, Cli, Running, check_failure, running, wait_until
 
 

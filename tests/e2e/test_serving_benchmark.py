@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOC = ROOT / "docs" / "performance.md"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: object, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
@@ -88,7 +88,7 @@ def test_the_load_counts_wrong_answers(answer: bytes, fault: str, rate: float, t
             "port": server.sockets[0].getsockname()[1], "kind": "sample", "images": 1, "clients": 2,
             "seconds": 0.3, "rate": rate, "pngs": str(pngs), "first_seed": 5,
         }  # fmt: skip
-        command = [sys.executable, "-P", "-m", "benchmarks.peers.load", json.dumps(case)]
+        command = [sys.executable, "-m", "benchmarks.peers.load", json.dumps(case)]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=ENVIRONMENT)
         printed, _ = await asyncio.wait_for(process.communicate(), 60)
         server.close()
@@ -130,7 +130,7 @@ def test_a_server_that_ends_is_noticed_and_its_daemons_are_killed(tmp_path: Path
     script.write_text(
         "import subprocess\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)\nraise SystemExit('no luck')"
     )
-    command = [sys.executable, "-P", "-c", CHILDREN, str(script), str(tmp_path)]
+    command = [sys.executable, "-c", CHILDREN, str(script), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["ended with 1: no luck", "1", "0"]

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.bundle import SHIPPED, Bundle, find_bundle, load_bundle
-from model.images import make_grid
-from model.noise import image_seeds
-from model.readers import read_images
-from model.runtime import BundleRuntime
-from service.app import create_app
-from service.settings import Settings
+from ddaebm.model.bundle import SHIPPED, Bundle, find_bundle, load_bundle
+from ddaebm.model.images import make_grid
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.readers import read_images
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.service.app import create_app
+from ddaebm.service.settings import Settings
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = ("fashion-mnist", "cifar10-jpeg")

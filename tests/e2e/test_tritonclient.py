@@ -7,7 +7,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from model.noise import image_seeds
+from ddaebm.model.noise import image_seeds
 from tests.e2e.conftest import Running
 
 

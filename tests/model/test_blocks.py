@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.blocks import AdaptiveNorm, Attention, Halve, LatentMapping, ResBlock, StepEmbedding, Trunk, UNet
-from model.config import ModelConfig
-from model.mlp import MLP
+from ddaebm.model.blocks import AdaptiveNorm, Attention, Halve, LatentMapping, ResBlock, StepEmbedding, Trunk, UNet
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.mlp import MLP
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16), embed_dim=8, widths=(8, 12), blocks_per_level=1, middle_blocks=1,
                      norm_groups=4)  # fmt: skip

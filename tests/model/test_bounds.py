@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from model.bounds import MAX_READS, MAX_STRIPS, CountedReads
-from model.errors import ImageFormatError
-from model.images import Contract, convert, decode, open_image, upright_size
+from ddaebm.model.bounds import MAX_READS, MAX_STRIPS, CountedReads
+from ddaebm.model.errors import ImageFormatError
+from ddaebm.model.images import Contract, convert, decode, open_image, upright_size
 
 CONTRACT = Contract(8, 8, 1)
 TAGS = {256: (4, 1, 8), 257: (4, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8), 279: (4, 1, 64)}

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-import model.bundle
-from model.bundle import MANIFEST, WEIGHTS, Bundle, find_bundle, load_bundle, write_bundle
-from model.config import ModelConfig
-from model.errors import (
+import ddaebm.model.bundle
+from ddaebm.model.bundle import MANIFEST, WEIGHTS, Bundle, find_bundle, load_bundle, write_bundle
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import (
     BundleError,
     BundleHashError,
     BundleMissingFileError,
     BundlePathError,
     BundleVersionError,
 )
-from model.explain import Explainer
-from model.files import encode_npy
-from model.images import Contract
-from model.pixels import Pixels
-from model.scoring import Scorer
+from ddaebm.model.explain import Explainer
+from ddaebm.model.files import encode_npy
+from ddaebm.model.images import Contract
+from ddaebm.model.pixels import Pixels
+from ddaebm.model.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.ones((2, 3)), np.arange(10.0))
@@ -257,12 +257,12 @@ def test_a_bundle_that_cannot_be_read_back_leaves_the_old_one(bundle: Path) -> N
 def test_bundles_are_found_by_shipped_name_or_path(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.bundle, "SHIPPED", tmp_path)
+    monkeypatch.setattr(ddaebm.model.bundle, "SHIPPED", tmp_path)
     assert find_bundle("demo") == bundle
     assert find_bundle(str(bundle)) == bundle
     for name in ("nothing", str(tmp_path), ""):
         with pytest.raises(BundleMissingFileError, match="demo"):
             find_bundle(name)
-    monkeypatch.setattr(model.bundle, "SHIPPED", tmp_path / "nowhere")
+    monkeypatch.setattr(ddaebm.model.bundle, "SHIPPED", tmp_path / "nowhere")
     with pytest.raises(BundleMissingFileError, match="none"):
         find_bundle("demo")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.bundle import Bundle, load_bundle
-from model.calibration import BATCH, calibrate, fit, level_rows
-from model.errors import BundleError, ConfigError, DataError
-from model.images import fingerprints
-from model.runtime import BundleRuntime
-from training.data import Splits, load_data, split
+from ddaebm.model.bundle import Bundle, load_bundle
+from ddaebm.model.calibration import BATCH, calibrate, fit, level_rows
+from ddaebm.model.errors import BundleError, ConfigError, DataError
+from ddaebm.model.images import fingerprints
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.training.data import Splits, load_data, split
 
 Images = NDArray[np.uint8]
 

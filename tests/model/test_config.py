@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import model.config
-from model.config import ModelConfig
-from model.errors import ConfigError
+import ddaebm.model.config
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import ConfigError
 
 IMAGE = ModelConfig(data_shape=(3, 32, 32))
 POINTS = ModelConfig(data_shape=(2,), widths=(30, 30))
@@ -93,7 +93,7 @@ def test_from_dict_refuses_what_it_does_not_know(values: dict[str, Any], message
 def test_every_field_is_read_by_the_source() -> None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     read: set[str] = set()
-    folder = Path(model.config.__file__).parent
+    folder = Path(ddaebm.model.config.__file__).parent
     for file in folder.glob("*.py"):
         if file.name != "config.py":  # validating a setting is not using it
             read |= config_reads(file)

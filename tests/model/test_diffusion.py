@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from model.config import ModelConfig
-from model.diffusion import Diffusion
-from model.schedule import make_schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.schedule import make_schedule
 
 SHAPE = (2, 4, 4)
 SCHEDULE = make_schedule(ModelConfig(data_shape=SHAPE, patch_size=1, widths=(8,)))

@@ -2,7 +2,7 @@
 
 import re
 
-from model import errors
+from ddaebm.model import errors
 
 
 def test_every_error_stands_in_the_docstring_under_its_parent() -> None:

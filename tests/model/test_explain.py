@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.explain import Explainer, fit_explainer, overlay
-from model.pixels import fit_pixels
+from ddaebm.model.explain import Explainer, fit_explainer, overlay
+from ddaebm.model.pixels import fit_pixels
 
 
 def flat(shape: tuple[int, int, int], std: NDArray[np.float64] | float = 1.0) -> Explainer:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.files import encode_npy, write_file, write_folder, write_stream, write_zip
+from ddaebm.model.files import encode_npy, write_file, write_folder, write_stream, write_zip
 
 
 def names(folder: Path) -> list[str]:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import zstandard
 
-from model import formats
-from model.errors import DataError, ImageError
-from model.images import Contract, encode_png
-from model.readers import decode_entry, entries
+from ddaebm.model import formats
+from ddaebm.model.errors import DataError, ImageError
+from ddaebm.model.images import Contract, encode_png
+from ddaebm.model.readers import decode_entry, entries
 from tests.model.test_readers import images, read
 
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from model.config import ModelConfig
-from model.graphs import EnergyGraph, SamplerGraph, to_pixels
-from model.networks import EnergyNet, Generator
-from model.sampling import draw_noise
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.graphs import EnergyGraph, SamplerGraph, to_pixels
+from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.sampling import draw_noise
 
 CONFIG = ModelConfig(data_shape=(3, 16, 8), widths=(8, 16))
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
-from model.images import Contract, decode, encode_png, make_grid, open_image, to_unit
+from ddaebm.model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
+from ddaebm.model.images import Contract, decode, encode_png, make_grid, open_image, to_unit
 
 GREY, COLOUR = Contract(4, 4, 1), Contract(4, 4, 3)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.networks import Generator, Networks
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.networks import Generator, Networks
 
 IMAGES = ModelConfig(data_shape=(3, 16, 8), latent_dim=6, embed_dim=16, widths=(8, 16), blocks_per_level=1,
                      middle_blocks=1, norm_groups=4)  # fmt: skip

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from model.noise import MAX_SEED, image_seeds, normal_streams, normals, permutation, philox, random_words, seeds_at
+from ddaebm.model.noise import (
+    MAX_SEED,
+    image_seeds,
+    normal_streams,
+    normals,
+    permutation,
+    philox,
+    random_words,
+    seeds_at,
+)
 
 SEEDS = st.integers(0, MAX_SEED)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.parallel import in_order, usable_cores
+from ddaebm.model.parallel import in_order, usable_cores
 
 
 def test_results_come_in_the_order_of_the_items_though_later_ones_are_done_first() -> None:
@@ -70,7 +70,7 @@ def test_a_quota_of_the_control_group_bounds_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr("model.parallel.CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("ddaebm.model.parallel.CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     assert usable_cores() == cores
     (tmp_path / "cpu.max").unlink()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.pixels import Pixels, fit_pixels, moments
+from ddaebm.model.pixels import Pixels, fit_pixels, moments
 
 Maps = NDArray[np.float32]
 

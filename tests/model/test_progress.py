@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from model import progress
+from ddaebm.model import progress
 
 
 def test_lines_hold_the_count_and_the_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

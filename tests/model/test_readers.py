@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from model.errors import DataError
-from model.images import Contract, encode_png
-from model.readers import find_contract, read_images
+from ddaebm.model.errors import DataError
+from ddaebm.model.images import Contract, encode_png
+from ddaebm.model.readers import find_contract, read_images
 
 
 def images(count: int = 3, height: int = 4, width: int = 5, channels: int = 1) -> NDArray[np.uint8]:

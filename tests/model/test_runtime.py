@@ -13,16 +13,16 @@ import onnx
 import pytest
 import torch
 
-import model.runtime
-from model.bundle import load_bundle
-from model.errors import BundleError, ConfigError
-from model.graphs import to_pixels
-from model.runtime import BundleRuntime, choose_providers, engine_cache
-from model.schedule import make_schedule
-from model.scoring import fine_detail
-from training.data import load_data, split, to_tensor
-from training.export import load_run
-from training.trainer import generate
+import ddaebm.model.runtime
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.runtime import BundleRuntime, choose_providers, engine_cache
+from ddaebm.model.schedule import make_schedule
+from ddaebm.model.scoring import fine_detail
+from ddaebm.training.data import load_data, split, to_tensor
+from ddaebm.training.export import load_run
+from ddaebm.training.trainer import generate
 
 Forge = Callable[..., Path]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -87,12 +87,12 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     class Session(FakeSession):
         pass
 
-    monkeypatch.setattr(model.runtime, "Session", Session)
-    monkeypatch.setattr(model.runtime.ort, "get_available_providers", lambda: GPU_BUILD)
-    monkeypatch.setattr(model.runtime.ort, "preload_dlls", lambda: print("a library is missing"))
+    monkeypatch.setattr(ddaebm.model.runtime, "Session", Session)
+    monkeypatch.setattr(ddaebm.model.runtime.ort, "get_available_providers", lambda: GPU_BUILD)
+    monkeypatch.setattr(ddaebm.model.runtime.ort, "preload_dlls", lambda: print("a library is missing"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that what is set is taken back
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-    model.runtime._load_cuda.cache_clear()
+    ddaebm.model.runtime._load_cuda.cache_clear()
     return Session
 
 
@@ -267,5 +267,7 @@ def test_a_graph_reads_no_other_file_than_its_weights(debug_bundle: Path, forge:
 
 def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
-    subprocess.run([sys.executable, "-c", "import model.runtime"], env={**env, "HOME": str(tmp_path)}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import ddaebm.model.runtime"], env={**env, "HOME": str(tmp_path)}, check=True
+    )
     assert [path.name for path in tmp_path.rglob("*")] == []

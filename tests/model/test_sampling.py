@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.sampling import Noise, draw_noise, sample
-from model.schedule import make_schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.sampling import Noise, draw_noise, sample
+from ddaebm.model.schedule import make_schedule
 
 CONFIG = ModelConfig(data_shape=(3, 4, 4), num_steps=4, latent_dim=5, patch_size=1, widths=(8,))
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from model.config import ModelConfig
-from model.schedule import POSTERIOR_VAR_FLOOR, Schedule, make_schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.schedule import POSTERIOR_VAR_FLOOR, Schedule, make_schedule
 
 STEPS = [1, 2, 4, 8]
 

@@ -9,8 +9,8 @@ from scipy import stats
 from sklearn.covariance import OAS
 from sklearn.linear_model import Ridge
 
-from model.errors import ConfigError
-from model.scoring import (
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.scoring import (
     Scorer,
     false_alarm_interval,
     fdr_threshold,

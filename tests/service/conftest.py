@@ -17,16 +17,16 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from model.explain import fit_explainer
-from model.images import Contract, encode_png
-from model.pixels import Pixels
-from model.runtime import Explained, Scores
-from model.scoring import Scorer
-from service.app import create_app
-from service.batching import Batcher
-from service.engine import Samples
-from service.scheduling import Arrays
-from service.settings import Settings
+from ddaebm.model.explain import fit_explainer
+from ddaebm.model.images import Contract, encode_png
+from ddaebm.model.pixels import Pixels
+from ddaebm.model.runtime import Explained, Scores
+from ddaebm.model.scoring import Scorer
+from ddaebm.service.app import create_app
+from ddaebm.service.batching import Batcher
+from ddaebm.service.engine import Samples
+from ddaebm.service.scheduling import Arrays
+from ddaebm.service.settings import Settings
 
 PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds
 

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from service.admission import Admission, Cost, Promises, QueueFullError
-from service.scheduling import Arrays
+from ddaebm.service.admission import Admission, Cost, Promises, QueueFullError
+from ddaebm.service.scheduling import Arrays
 from tests.service.conftest import Rows
 
 

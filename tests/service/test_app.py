@@ -12,9 +12,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from model.errors import BundleMissingFileError
-from service.app import create_app, load_engines
-from service.settings import Settings
+from ddaebm.model.errors import BundleMissingFileError
+from ddaebm.service.app import create_app, load_engines
+from ddaebm.service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, metric, wait_until
 
 NPY = "application/x-npy"
@@ -98,12 +98,13 @@ def test_the_root_leads_to_the_docs(client: TestClient) -> None:
     assert client.get("/docs").status_code == 200
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.server", "ddaebm"])
+@pytest.mark.parametrize("module", ["ddaebm.service.app", "ddaebm.service.server", "ddaebm.api", "ddaebm.cli"])
 def test_serving_imports_no_torch(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
-    assert not loaded & {"torch", "accelerate", "safetensors", "sklearn", "training"}
+    assert not loaded & {"torch", "accelerate", "safetensors", "sklearn"}
+    assert not any(name.startswith("ddaebm.training") for name in json.loads(done.stdout))
 
 
 def test_two_apps_in_one_process_do_not_share_metrics(make_client: MakeClient) -> None:

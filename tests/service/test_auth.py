@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from service.app import create_app
-from service.auth import hash_key, make_key
-from service.settings import Settings
+from ddaebm.service.app import create_app
+from ddaebm.service.auth import hash_key, make_key
+from ddaebm.service.settings import Settings
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, metric, png
 
 KEYS = [make_key() for _ in range(2)]

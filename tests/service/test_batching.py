@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.admission import QueueFullError
-from service.batching import Batcher, BatcherStoppedError
-from service.scheduling import Arrays
+from ddaebm.service.admission import QueueFullError
+from ddaebm.service.batching import Batcher, BatcherStoppedError
+from ddaebm.service.scheduling import Arrays
 from tests.service.conftest import PATIENCE, Rows, Squares, in_thread, occupy, rows, run, wait_until
 
 

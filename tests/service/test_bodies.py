@@ -10,11 +10,11 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-import service.routes.scores
-from service.app import create_app
-from service.bodies import SMALL_BODY, Bodies, Body
-from service.errors import Problem
-from service.settings import Settings
+import ddaebm.service.routes.scores
+from ddaebm.service.app import create_app
+from ddaebm.service.bodies import SMALL_BODY, Bodies, Body
+from ddaebm.service.errors import Problem
+from ddaebm.service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until
 
 LIMIT = 4 * SMALL_BODY
@@ -126,14 +126,14 @@ def test_uploads_that_are_slow_to_decode_keep_neither_samples_nor_small_answers_
 ) -> None:
     client = make_client(decode_threads=2)
     gate, entered = threading.Event(), threading.Semaphore(0)
-    decode_all = service.routes.scores.decode_all
+    decode_all = ddaebm.service.routes.scores.decode_all
 
     def slow(*arguments: object) -> object:
         entered.release()
         assert gate.wait(PATIENCE)
         return decode_all(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("service.routes.scores.decode_all", slow)
+    monkeypatch.setattr("ddaebm.service.routes.scores.decode_all", slow)
     with ThreadPoolExecutor(20) as pool:
         posts = [pool.submit(client.post, "/v1/scores", files=files(png())) for _ in range(20)]
         for _ in range(2):

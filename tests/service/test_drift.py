@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.drift import Drift
+from ddaebm.service.drift import Drift
 
 Floats = NDArray[np.float64]
 ALARM = math.log(100)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.bundle import load_bundle
-from model.errors import ConfigError
-from model.noise import image_seeds
-from service.engine import Engine, OnnxEngine, load_engine, plan_workers
-from service.settings import Settings
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.noise import image_seeds
+from ddaebm.service.engine import Engine, OnnxEngine, load_engine, plan_workers
+from ddaebm.service.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_backend_that_is_not_installed_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "service.torch_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "ddaebm.service.torch_engine", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
         load_engine(load_bundle(debug_bundle), Settings(backend="torch"))
@@ -83,7 +83,7 @@ def test_a_backend_that_is_not_installed_is_named(
 def test_the_cores_are_shared_among_the_workers(
     monkeypatch: pytest.MonkeyPatch, cores: int, settings: dict[str, Any], plan: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr("service.engine.usable_cores", lambda: cores)
+    monkeypatch.setattr("ddaebm.service.engine.usable_cores", lambda: cores)
     assert plan_workers(Settings(**{"device": "cpu", **settings})) == plan
 
 
@@ -93,7 +93,7 @@ def test_torch_takes_one_inference_at_a_time() -> None:
 
 
 def test_a_gpu_gets_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine.choose_providers", lambda device: ["CUDAExecutionProvider"])
+    monkeypatch.setattr("ddaebm.service.engine.choose_providers", lambda device: ["CUDAExecutionProvider"])
     assert plan_workers(Settings())[0] == 1
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from service.errors import Problem, from_validation, problem_response
+from ddaebm.service.errors import Problem, from_validation, problem_response
 from tests.service.conftest import check_problem
 
 

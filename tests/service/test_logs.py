@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 from starlette.testclient import TestClient
 
-from service.logs import JsonFormatter, log_config
+from ddaebm.service.logs import JsonFormatter, log_config
 from tests.service.conftest import FakeEngine
 
 ID = {"x-request-id": "abc-123"}

@@ -10,8 +10,8 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from service.app import create_app
-from service.settings import Settings
+from ddaebm.service.app import create_app
+from ddaebm.service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png
 
 SAMPLES = "/v1/samples"

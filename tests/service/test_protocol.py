@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from service.app import create_app
-from service.server import Server, configure
-from service.settings import Settings
+from ddaebm.service.app import create_app
+from ddaebm.service.server import Server, configure
+from ddaebm.service.settings import Settings
 from tests.service.conftest import PATIENCE, PROBLEM_MEMBERS, FakeEngine, wait_until
 
 GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -94,7 +94,7 @@ Start = Callable[..., Live]
 
 @pytest.fixture
 def start(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.setattr("service.server.log_config", lambda form: None)  # which is of the whole process
+    monkeypatch.setattr("ddaebm.service.server.log_config", lambda form: None)  # which is of the whole process
     with ExitStack() as stack:
 
         def run(**settings: Any) -> Live:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from model.errors import BundleError, ConfigError
-from service.app import create_app, load_engines
-from service.settings import Settings
-from service.state import Engines, Service
+from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.service.app import create_app, load_engines
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Engines, Service
 from tests.service.conftest import PATIENCE, FakeEngine, check_problem, metric, png
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.scheduling import PATIENCE, Arrays, Job, Operation, Waiting
+from ddaebm.service.scheduling import PATIENCE, Arrays, Job, Operation, Waiting
 from tests.service.conftest import Rows
 
 

@@ -11,8 +11,8 @@ import uvicorn
 from PIL import Image, TiffImagePlugin
 from starlette.testclient import TestClient
 
-from model.images import Contract, decode
-from service.server import Server, allow_open_files, ignore_metadata_warnings
+from ddaebm.model.images import Contract, decode
+from ddaebm.service.server import Server, allow_open_files, ignore_metadata_warnings
 from tests.service.conftest import check_problem
 
 
@@ -50,7 +50,7 @@ def test_as_many_files_may_be_open_as_there_may_be_connections(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, set_to: tuple[int, int] | None
 ) -> None:
     calls, warnings = list[tuple[int, int]](), list[str]()
-    monkeypatch.setattr("service.server.logger.warning", lambda text, *args: warnings.append(text % args))
+    monkeypatch.setattr("ddaebm.service.server.logger.warning", lambda text, *args: warnings.append(text % args))
     monkeypatch.setattr("resource.getrlimit", lambda which: (soft, hard))
     monkeypatch.setattr("resource.setrlimit", lambda which, limits: calls.append(limits))
     allow_open_files(wanted)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings
+from ddaebm.service.settings import Settings
 
 
 def test_the_defaults_are_the_documented_ones() -> None:

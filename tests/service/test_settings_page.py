@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.settings import Settings
+from ddaebm.service.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 COMMAND = "python tests/service/test_settings_page.py"

@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-from service.app import create_app
-from service.batching import Batcher
-from service.scheduling import Job
-from service.settings import Settings
-from service.state import is_low
+from ddaebm.service.app import create_app
+from ddaebm.service.batching import Batcher
+from ddaebm.service.scheduling import Job
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import is_low
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until
 
 SAMPLES, SCORES = "/v1/samples", "/v1/scores"

@@ -14,12 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.bundle import load_bundle
-from model.errors import BundleError, ConfigError
-from model.noise import image_seeds
-from service.engine import OnnxEngine, load_engine
-from service.settings import Settings
-from service.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.noise import image_seeds
+from ddaebm.service.engine import OnnxEngine, load_engine
+from ddaebm.service.settings import Settings
+from ddaebm.service.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
 
 SEEDS = image_seeds(3, 23)
 

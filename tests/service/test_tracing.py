@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from model.errors import ConfigError
-from service.tracing import Timings, Tracing, load_tracing
+from ddaebm.model.errors import ConfigError
+from ddaebm.service.tracing import Timings, Tracing, load_tracing
 from tests.service.conftest import FakeEngine, MakeClient, files, png
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -39,7 +39,9 @@ def exporter() -> Any:
 def traced(make_client: MakeClient, exporter: Any, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
-    monkeypatch.setattr("service.app.load_tracing", lambda version: Tracing(SimpleSpanProcessor(exporter), version))
+    monkeypatch.setattr(
+        "ddaebm.service.app.load_tracing", lambda version: Tracing(SimpleSpanProcessor(exporter), version)
+    )
     return make_client()
 
 

@@ -9,10 +9,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from service.app import create_app
-from service.server import serve
-from service.settings import Settings
-from service.state import Service
+from ddaebm.service.app import create_app
+from ddaebm.service.server import serve
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Service
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, metric, wait_until
 
 SAMPLES, ONE = "/v1/samples", {"n": 1}

@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 import ddaebm
-from model.files import write_file
+from ddaebm.model.files import write_file
 from tests.e2e.conftest import PATIENCE, Running, environment
 from tests.stress.load import Client
 
-ROOT = Path(ddaebm.__file__).parent
+ROOT = Path(ddaebm.__file__).parents[1]
 STRESS = float(os.environ.get("STRESS", "0"))
 SHIPPED = ("ddaebm", "serve")
 STAND_IN = ("tests.stress.server", "0.002")  # 500 images a second

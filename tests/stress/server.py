@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service import watchdog
-from service.app import create_app
-from service.engine import Samples
-from service.server import serve
-from service.settings import Settings
-from service.state import Service
+from ddaebm.service import watchdog
+from ddaebm.service.app import create_app
+from ddaebm.service.engine import Samples
+from ddaebm.service.server import serve
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Service
 from tests.service.conftest import FakeEngine
 
 POISON = 4_815_162_342  # this seed kills the inference thread; no test comes upon it by chance

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.settings import Settings
+from ddaebm.service.settings import Settings
 from tests.stress.conftest import STAND_IN, client_of, count, process_of, running
 from tests.stress.load import Client, hang_up, request_bytes, until
 from tests.stress.server import HOLD

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from service.settings import Settings
+from ddaebm.service.settings import Settings
 from tests.e2e.conftest import Running
 from tests.stress.conftest import SHIPPED, STAND_IN, STRESS, client_of, count, mebibytes, process_of, running, size
 from tests.stress.load import Answer, Client, closed_loop, open_loop

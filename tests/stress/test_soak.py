@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from model.bundle import MANIFEST, find_bundle
-from model.files import encode_npy, write_file
-from service.settings import Settings
+from ddaebm.model.bundle import MANIFEST, find_bundle
+from ddaebm.model.files import encode_npy, write_file
+from ddaebm.service.settings import Settings
 from tests.stress.bodies import IMAGES, as_form, as_json
 from tests.stress.conftest import SHIPPED, client_of, mebibytes, process_of, running, size
 from tests.stress.load import Client, hang_up, request_bytes, until

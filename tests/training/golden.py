@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from model.diffusion import Diffusion
-from model.schedule import make_schedule
-from training.data import batch_at, load_data, split, to_tensor
-from training.recipes import make_config
-from training.step import Draws, draw, make_state, train_step
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.data import batch_at, load_data, split, to_tensor
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import Draws, draw, make_state, train_step
 
 FOLDER = Path(__file__).parent / "golden"
 RECIPES = ("debug", "toy", "toy-paper")

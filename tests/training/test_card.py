@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from model.scoring import Scorer
-from training.card import model_card
+from ddaebm.model.scoring import Scorer
+from ddaebm.training.card import model_card
 
 SCORER = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(249.0))
 TRAINING = {"trained_steps": 1234, "batch_size": 56, "seed": 7, "torch": "9.9"}

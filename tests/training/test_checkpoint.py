@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.errors import CheckpointError
-from training.checkpoint import (
+from ddaebm.model.errors import CheckpointError
+from ddaebm.training.checkpoint import (
     KEEP,
     list_checkpoints,
     load,
@@ -17,8 +17,8 @@ from training.checkpoint import (
     save,
     write_config,
 )
-from training.recipes import make_config
-from training.step import TrainState, make_state
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import TrainState, make_state
 
 CONFIG = make_config("debug")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.errors import DataError
-from training.classifier import (
+from ddaebm.model.errors import DataError
+from ddaebm.training.classifier import (
     NUM_FEATURES,
     Classifier,
     augment,
@@ -17,8 +17,8 @@ from training.classifier import (
     train_classifier,
     write_classifier,
 )
-from training.data import split
-from training.labels import Labelled
+from ddaebm.training.data import split
+from ddaebm.training.labels import Labelled
 
 
 def bars(count: int = 480) -> Labelled:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import training.config
-from model.errors import ConfigError
-from training.config import TrainConfig
-from training.recipes import make_config
+import ddaebm.training.config
+from ddaebm.model.errors import ConfigError
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.recipes import make_config
 
 DEBUG = make_config("debug")
 
@@ -110,7 +110,7 @@ def test_from_dict_refuses_what_is_no_config(values: dict[str, Any]) -> None:
 def test_every_field_is_read_by_the_source() -> None:
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     read: set[str] = set()
-    for file in Path(training.config.__file__).parent.glob("*.py"):
+    for file in Path(ddaebm.training.config.__file__).parent.glob("*.py"):
         if file.name != "config.py":  # validating a setting is not using it
             nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
             read |= {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}

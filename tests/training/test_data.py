@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.errors import DataError
-from model.graphs import to_pixels
-from training.data import batch_at, contract, load_data, split, to_tensor
-from training.recipes import make_config
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.errors import DataError
+from ddaebm.model.graphs import to_pixels
+from ddaebm.training.data import batch_at, contract, load_data, split, to_tensor
+from ddaebm.training.recipes import make_config
 
 IMAGES, POINTS = make_config("debug").network, make_config("toy").network
 GOLDEN_RANGE = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bundle import load_bundle
-from model.runtime import BundleRuntime
-from model.scoring import false_alarm_interval
-from training.data import load_data, split
-from training.evaluate import auroc, ood_report
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.scoring import false_alarm_interval
+from ddaebm.training.data import load_data, split
+from ddaebm.training.evaluate import auroc, ood_report
 
 
 @pytest.fixture(scope="module")

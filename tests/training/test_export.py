@@ -12,18 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import training
-from model.bundle import WEIGHTS, load_bundle
-from model.errors import CheckpointError, ParityError
-from model.images import fingerprints
-from model.networks import Generator
-from model.runtime import Session, make_session
-from training import checkpoint
-from training.data import load_data, split
-from training.export import export, load_run, make_files, train_command
-from training.recipes import make_config
-from training.step import make_state
-from training.tracing import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity
+import ddaebm
+from ddaebm.model.bundle import WEIGHTS, load_bundle
+from ddaebm.model.errors import CheckpointError, ParityError
+from ddaebm.model.images import fingerprints
+from ddaebm.model.networks import Generator
+from ddaebm.model.runtime import Session, make_session
+from ddaebm.training import checkpoint
+from ddaebm.training.data import load_data, split
+from ddaebm.training.export import export, load_run, make_files, train_command
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import make_state
+from ddaebm.training.tracing import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity
 
 
 def open_graph(bundle: Path, name: str) -> Session:
@@ -144,7 +144,7 @@ def test_manifest_says_how_it_was_trained_and_on_what(debug_bundle: Path, debug_
 
 
 def test_bundle_says_nothing_of_the_machine_that_made_it(debug_bundle: Path, debug_run: Path) -> None:
-    source = str(Path(training.__file__).parent.parent)
+    source = str(Path(ddaebm.__file__).parents[1])
     for file in debug_bundle.iterdir():
         contents = file.read_bytes()
         for place in (source, sys.prefix, sys.base_prefix, str(debug_run.parent), "site-packages", "stack_trace"):

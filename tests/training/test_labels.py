@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.errors import DataError
-from model.images import Contract, encode_png
-from training.labels import read_labelled
+from ddaebm.model.errors import DataError
+from ddaebm.model.images import Contract, encode_png
+from ddaebm.training.labels import read_labelled
 
 GREY = Contract(4, 4, 1)
 

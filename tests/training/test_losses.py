@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from model.config import ModelConfig
-from model.diffusion import Diffusion
-from model.schedule import make_schedule
-from training.losses import (
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.losses import (
     contrast,
     denoising,
     forward_kl,

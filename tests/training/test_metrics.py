@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD
-from training.metrics import frechet_distance, grid_kl, kernel_distance, mode_report, precision_recall
+from ddaebm.training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD
+from ddaebm.training.metrics import frechet_distance, grid_kl, kernel_distance, mode_report, precision_recall
 
 
 def draws(count: int, std: float) -> np.ndarray:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from model.blocks import Attention
-from model.diffusion import Diffusion
-from model.networks import Networks
-from model.schedule import make_schedule
-from training.recipes import make_config
-from training.step import draw, make_state, train_step
+from ddaebm.model.blocks import Attention
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.networks import Networks
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import draw, make_state, train_step
 
 # size, batch a process, learning rate, gamma, EMA, channels and their multiples: the paper's own table.
 TABLE = {

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.noise import image_seeds
+from ddaebm.model.noise import image_seeds
+from ddaebm.training.classifier import Classifier, describe_images, train_classifier
+from ddaebm.training.metrics import frechet_distance, kernel_distance, precision_recall
+from ddaebm.training.quality import quality_report
 from tests.training.test_classifier import bars
-from training.classifier import Classifier, describe_images, train_classifier
-from training.metrics import frechet_distance, kernel_distance, precision_recall
-from training.quality import quality_report
 
 DATA = bars(900)
 TEST, UNSEEN, OTHER = np.split(DATA.images, 3)

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from model.errors import ConfigError
-from model.images import Contract
-from model.networks import EnergyNet, Generator, Networks
-from training.config import TrainConfig
-from training.recipes import RECIPES, make_config
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.images import Contract
+from ddaebm.model.networks import EnergyNet, Generator, Networks
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.recipes import RECIPES, make_config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

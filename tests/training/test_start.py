@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from model.bundle import Bundle, load_bundle
-from model.errors import ConfigError, DataError
-from training import checkpoint
-from training.config import TrainConfig
-from training.data import Splits, load_data, split
-from training.export import export, train_command
-from training.recipes import make_config
-from training.start import begin
-from training.step import TrainState, make_state
-from training.trainer import train
+from ddaebm.model.bundle import Bundle, load_bundle
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.training import checkpoint
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import Splits, load_data, split
+from ddaebm.training.export import export, train_command
+from ddaebm.training.recipes import make_config
+from ddaebm.training.start import begin
+from ddaebm.training.step import TrainState, make_state
+from ddaebm.training.trainer import train
 
 CONFIG = make_config("debug").override({"steps": "3", "batch_size": "8", "encoder_steps": "2", "seed": "5"})
 PARTS = split(load_data("shapes", CONFIG.network))

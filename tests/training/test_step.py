@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from model.diffusion import Diffusion
-from model.schedule import make_schedule
-from training.data import load_data, split, to_tensor
-from training.losses import forward_kl, gaussian_log_prob
-from training.recipes import make_config
-from training.step import draw, make_state, train_step
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.data import load_data, split, to_tensor
+from ddaebm.training.losses import forward_kl, gaussian_log_prob
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import draw, make_state, train_step
 
 TINY = make_config("debug").override({"batch_size": "8"})
 DATA = split(load_data("shapes", TINY.network)).train

@@ -16,15 +16,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from model.diffusion import Diffusion
-from model.errors import CheckpointError, ConfigError, NonFiniteLossError
-from model.schedule import make_schedule
-from training.checkpoint import list_checkpoints, resume, save, write_config
-from training.config import TrainConfig
-from training.data import load_data, split
-from training.recipes import make_config
-from training.step import TrainState, _means_by_step, cosine, ema_update, make_state
-from training.trainer import train
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.errors import CheckpointError, ConfigError, NonFiniteLossError
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.checkpoint import list_checkpoints, resume, save, write_config
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import load_data, split
+from ddaebm.training.recipes import make_config
+from ddaebm.training.step import TrainState, _means_by_step, cosine, ema_update, make_state
+from ddaebm.training.trainer import train
 
 TINY = make_config("debug").override(
     {"steps": "6", "batch_size": "8", "checkpoint_every": "2", "log_every": "1", "sample_every": "6"}
@@ -103,9 +103,9 @@ def test_a_finished_run_is_left_as_it_is(whole_run: Path, tmp_path: Path) -> Non
 TRAIN_SCRIPT = """
 import sys
 from pathlib import Path
-from training.checkpoint import read_config
-from training.data import load_data, split
-from training.trainer import train
+from ddaebm.training.checkpoint import read_config
+from ddaebm.training.data import load_data, split
+from ddaebm.training.trainer import train
 
 config = read_config(Path(sys.argv[1]))
 train(config, split(load_data(config.data, config.network)).train, Path(sys.argv[1]), device="cpu")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.errors import ConfigError
+from ddaebm.model.errors import ConfigError
 
 FIGURES = {
     "toy": "Figure 1",
@@ -32,7 +32,7 @@ def reproduce(figure: str, out: Path, options: Mapping[str, Any]) -> dict[str, A
     """
     if figure not in FIGURES:
         raise UsageError(f"no figure {figure!r}; there are {', '.join(FIGURES)}")
-    module = importlib.import_module(f"training.reproduce.{figure}")
+    module = importlib.import_module(f"ddaebm.training.reproduce.{figure}")
     known = list(inspect.signature(module.reproduce).parameters)[1:]
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"the figure {figure} has no --{unknown[0]}; it takes {', '.join(f'--{k}' for k in known)}")

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from model.errors import ConfigError
-from training.classifier import read_classifier
-from training.data import load_data, split
-from training.recipes import make_config
-from training.reproduce.figure import (
+from ddaebm.model.errors import ConfigError
+from ddaebm.training.classifier import read_classifier
+from ddaebm.training.data import load_data, split
+from ddaebm.training.recipes import make_config
+from ddaebm.training.reproduce.figure import (
     Arrays,
     choose_device,
     claim,
@@ -22,7 +22,7 @@ from training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from training.reproduce.measures import measures
+from ddaebm.training.reproduce.measures import measures
 
 # What is changed of Jeffrey's divergence with an R1 penalty and the encoder's reconstruction.
 VARIANTS: dict[str, dict[str, str]] = {

@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from model.bundle import Bundle
-from model.errors import ConfigError, DataError
-from model.files import read_arrays, write_file
-from model.graphs import to_pixels
-from model.images import make_grid
-from model.networks import EnergyNet, Generator
-from model.noise import image_seeds
-from model.progress import progress
-from model.sampling import Noise, draw_noise, sample
-from model.schedule import make_schedule
-from training import checkpoint
-from training.config import TrainConfig
-from training.interrupt import Interrupt
-from training.step import TrainState, make_state
-from training.trainer import train
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.model.files import read_arrays, write_file
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.images import make_grid
+from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.progress import progress
+from ddaebm.model.sampling import Noise, draw_noise, sample
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training import checkpoint
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.interrupt import Interrupt
+from ddaebm.training.step import TrainState, make_state
+from ddaebm.training.trainer import train
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 Net = TypeVar("Net", bound=nn.Module)

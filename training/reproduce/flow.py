@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.networks import EnergyNet, Levels
-from model.noise import random_word
-from training.data import batch_at, to_tensor
-from training.reproduce.figure import fit, seeded
+from ddaebm.model.networks import EnergyNet, Levels
+from ddaebm.model.noise import random_word
+from ddaebm.training.data import batch_at, to_tensor
+from ddaebm.training.reproduce.figure import fit, seeded
 
 NOISE = 0.2  # std, in [-1, 1], added to the images that the true flow learns: no direction in which they are a needle
 BATCH = 256

@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from torch import nn
 
-from model.config import ModelConfig
-from model.mlp import MLP
-from model.networks import Encoder, Generator
-from model.schedule import make_schedule
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.mlp import MLP
+from ddaebm.model.networks import Encoder, Generator
+from ddaebm.model.schedule import make_schedule
 
 
 @torch.no_grad()

@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.graphs import to_pixels
-from model.noise import image_seeds
-from model.progress import progress
-from training.classifier import describe_images, read_classifier
-from training.config import TrainConfig
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, Splits
-from training.metrics import frechet_distance, grid_kl, mode_report, precision_recall
-from training.reproduce.figure import Arrays
-from training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
-from training.step import TrainState
-from training.trainer import generate
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.progress import progress
+from ddaebm.training.classifier import describe_images, read_classifier
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, Splits
+from ddaebm.training.metrics import frechet_distance, grid_kl, mode_report, precision_recall
+from ddaebm.training.reproduce.figure import Arrays
+from ddaebm.training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
+from ddaebm.training.step import TrainState
+from ddaebm.training.trainer import generate
 
 BATCH = 100
 

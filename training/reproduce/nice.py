@@ -20,19 +20,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.files import write_file
-from model.graphs import to_pixels
-from model.images import Contract
-from model.noise import image_seeds
-from model.progress import progress
-from model.schedule import make_schedule
-from training.classifier import Classifier, classifier_bytes, describe_images, read_classifier, train_classifier
-from training.config import TrainConfig
-from training.data import split
-from training.labels import read_labelled
-from training.metrics import frechet_distance
-from training.reproduce.figure import (
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.files import write_file
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.images import Contract
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.progress import progress
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.classifier import Classifier, classifier_bytes, describe_images, read_classifier, train_classifier
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import split
+from ddaebm.training.labels import read_labelled
+from ddaebm.training.metrics import frechet_distance
+from ddaebm.training.reproduce.figure import (
     Arrays,
     choose_device,
     claim,
@@ -45,11 +45,11 @@ from training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from training.reproduce.flow import FlowEnergy, Nice, Whitening, draws, fit_truth, mean_log_prob
-from training.reproduce.gaussian import begin_as_gaussian
-from training.reproduce.wgan import train_wgan_gp, wgan_samples
-from training.step import TrainState, make_state
-from training.trainer import generate
+from ddaebm.training.reproduce.flow import FlowEnergy, Nice, Whitening, draws, fit_truth, mean_log_prob
+from ddaebm.training.reproduce.gaussian import begin_as_gaussian
+from ddaebm.training.reproduce.wgan import train_wgan_gp, wgan_samples
+from ddaebm.training.step import TrainState, make_state
+from ddaebm.training.trainer import generate
 
 TRAIN, HELD_OUT = 40_000, 10_000  # draws of the true flow
 BATCH = 128

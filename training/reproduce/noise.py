@@ -9,17 +9,17 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from model.bundle import Bundle, find_bundle, load_bundle
-from model.errors import DataError
-from model.images import fingerprints
-from model.networks import EnergyNet
-from model.noise import random_word
-from model.progress import progress
-from model.readers import read_images
-from model.schedule import make_schedule
-from training.data import to_tensor
-from training.evaluate import auroc
-from training.reproduce.figure import (
+from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.errors import DataError
+from ddaebm.model.images import fingerprints
+from ddaebm.model.networks import EnergyNet
+from ddaebm.model.noise import random_word
+from ddaebm.model.progress import progress
+from ddaebm.model.readers import read_images
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.data import to_tensor
+from ddaebm.training.evaluate import auroc
+from ddaebm.training.reproduce.figure import (
     Arrays,
     choose_device,
     claim,

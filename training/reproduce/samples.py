@@ -11,18 +11,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.bundle import Bundle, find_bundle, load_bundle
-from model.errors import DataError
-from model.graphs import to_pixels
-from model.networks import Generator
-from model.noise import image_seeds
-from model.progress import progress
-from model.readers import read_images
-from model.sampling import Noise, draw_noise
-from training.classifier import Classifier, describe_images, read_classifier
-from training.data import Splits, split
-from training.evaluate import auroc
-from training.reproduce.figure import (
+from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.errors import DataError
+from ddaebm.model.graphs import to_pixels
+from ddaebm.model.networks import Generator
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.progress import progress
+from ddaebm.model.readers import read_images
+from ddaebm.model.sampling import Noise, draw_noise
+from ddaebm.training.classifier import Classifier, describe_images, read_classifier
+from ddaebm.training.data import Splits, split
+from ddaebm.training.evaluate import auroc
+from ddaebm.training.reproduce.figure import (
     Arrays,
     choose_device,
     claim,

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from model.errors import ConfigError
-from training.classifier import read_classifier
-from training.data import load_data, split
-from training.recipes import make_config
-from training.reproduce.figure import (
+from ddaebm.model.errors import ConfigError
+from ddaebm.training.classifier import read_classifier
+from ddaebm.training.data import load_data, split
+from ddaebm.training.recipes import make_config
+from ddaebm.training.reproduce.figure import (
     choose_device,
     claim,
     curve,
@@ -21,8 +21,8 @@ from training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from training.reproduce.measures import OfImages, OfPoints, measures
-from training.step import TrainState
+from ddaebm.training.reproduce.measures import OfImages, OfPoints, measures
+from ddaebm.training.step import TrainState
 
 NUM_STEPS = (1, 2, 4, 8)
 POINTS = 8  # measurements along a run

@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import log_softmax, logsumexp
 
-from model.errors import ConfigError
-from model.files import encode_npy, write_file
-from model.networks import EnergyNet
-from model.noise import image_seeds
-from training.config import TrainConfig
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, load_data, split
-from training.log import seconds_logged
-from training.metrics import grid_kl, mode_report
-from training.recipes import make_config
-from training.reproduce.figure import encode_figure, train_to_the_end
-from training.trainer import generate
+from ddaebm.model.errors import ConfigError
+from ddaebm.model.files import encode_npy, write_file
+from ddaebm.model.networks import EnergyNet
+from ddaebm.model.noise import image_seeds
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, load_data, split
+from ddaebm.training.log import seconds_logged
+from ddaebm.training.metrics import grid_kl, mode_report
+from ddaebm.training.recipes import make_config
+from ddaebm.training.reproduce.figure import encode_figure, train_to_the_end
+from ddaebm.training.trainer import generate
 
 # What the recipe `toy` sets otherwise for a data set. The roll is long: its energy must be held closer to level.
 DATASETS: dict[str, dict[str, str]] = {"25-gaussians": {}, "pinwheel": {}, "swiss-roll": {"value_penalty": "0.1"}}

@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.networks import Generator
-from model.noise import image_seeds
-from model.sampling import draw_noise
-from training.config import TrainConfig
-from training.data import batch_at
-from training.reproduce.figure import fit, seeded
-from training.reproduce.flow import Nice, normals
-from training.reproduce.gaussian import begin_as_gaussian
+from ddaebm.model.networks import Generator
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.sampling import draw_noise
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import batch_at
+from ddaebm.training.reproduce.figure import fit, seeded
+from ddaebm.training.reproduce.flow import Nice, normals
+from ddaebm.training.reproduce.gaussian import begin_as_gaussian
 
 PENALTY, CRITIC_STEPS = 10.0, 5  # both the authors'
 

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from service.app import create_app
-from service.settings import Settings
-from service.state import Service
+from ddaebm.service.app import create_app
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Service
 from tests.service.conftest import PATIENCE, FakeEngine, check_problem, metric, wait_until
 
 

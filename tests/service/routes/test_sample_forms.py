@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from model.noise import image_seeds
+from ddaebm.model.noise import image_seeds
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, metric, pixels_of, read_png
 from tests.service.routes.test_samples import URL, sample
 

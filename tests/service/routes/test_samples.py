@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from model.images import make_grid
-from model.noise import MAX_SEED, image_seeds
+from ddaebm.model.images import make_grid
+from ddaebm.model.noise import MAX_SEED, image_seeds
 from tests.service.conftest import (
     FakeEngine,
     check_problem,

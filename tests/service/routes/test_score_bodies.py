@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from model.images import Contract, Decoded, convert, encode_png
+from ddaebm.model.images import Contract, Decoded, convert, encode_png
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, from_base64, png
 from tests.service.routes.test_scores import URL, npy, score
 
@@ -58,7 +58,7 @@ def test_decoding_stops_between_images_when_the_deadline_has_passed(
         time.sleep(0.1)
         return convert(image, contract)
 
-    monkeypatch.setattr("service.routes.scores.convert", slow)
+    monkeypatch.setattr("ddaebm.service.routes.scores.convert", slow)
     response = client.post(URL, files=files(*[png()] * 30), headers={"x-request-timeout": "0.25"})
     check_problem(response, 504, "deadline")
     assert 1 <= len(decoded) <= 4

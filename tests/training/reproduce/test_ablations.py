@@ -6,10 +6,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from model.errors import ConfigError, DataError
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.training.recipes import make_config
+from ddaebm.training.reproduce import ablations
 from tests.training.reproduce.golden import untrained_classifier
-from training.recipes import make_config
-from training.reproduce import ablations
 
 
 def test_variants_change_what_they_say_and_only_that() -> None:

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from ddaebm.training.reproduce import FIGURES
 from tests.training.reproduce.golden import FOLDER, RUNS, flat, numbers
-from training.reproduce import FIGURES
 
 
 def test_every_figure_has_a_golden_run() -> None:

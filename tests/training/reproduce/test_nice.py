@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.diffusion import Diffusion
-from model.errors import DataError
-from model.networks import Networks
-from model.schedule import make_schedule
+from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.errors import DataError
+from ddaebm.model.networks import Networks
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.data import to_tensor
+from ddaebm.training.reproduce import figure, nice
+from ddaebm.training.reproduce.flow import NOISE, FlowEnergy, Nice, Whitening, draws, mean_log_prob
+from ddaebm.training.reproduce.gaussian import begin_as_gaussian
 from tests.training.reproduce.golden import SMALLER, digits
-from training.data import to_tensor
-from training.reproduce import figure, nice
-from training.reproduce.flow import NOISE, FlowEnergy, Nice, Whitening, draws, mean_log_prob
-from training.reproduce.gaussian import begin_as_gaussian
 
 
 def moved_flow(dim: int, levels: int) -> Nice:
@@ -114,8 +114,8 @@ def test_interrupted_in_any_part_it_goes_on_to_the_same_numbers(tmp_path: Path) 
     with patch.multiple(nice, **SMALLER["nice"]):
         whole = nice.reproduce(tmp_path / "whole", **given)
         with (
-            patch("training.reproduce.flow.fit", interrupted_fit),
-            patch("training.reproduce.wgan.fit", interrupted_fit),
+            patch("ddaebm.training.reproduce.flow.fit", interrupted_fit),
+            patch("ddaebm.training.reproduce.wgan.fit", interrupted_fit),
         ):
             for _ in stops:
                 with pytest.raises(KeyboardInterrupt):

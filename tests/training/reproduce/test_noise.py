@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.bundle import load_bundle
-from model.errors import DataError
-from model.schedule import make_schedule
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.errors import DataError
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.data import to_tensor
+from ddaebm.training.evaluate import auroc
+from ddaebm.training.reproduce import noise
+from ddaebm.training.reproduce.figure import load_networks
 from tests.training.reproduce.golden import shapes, unseen_shapes
-from training.data import to_tensor
-from training.evaluate import auroc
-from training.reproduce import noise
-from training.reproduce.figure import load_networks
 
 
 def test_log_likelihoods_are_minus_the_energy_of_state_0(debug_bundle: Path, tmp_path: Path) -> None:

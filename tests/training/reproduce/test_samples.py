@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bundle import load_bundle
-from model.errors import ConfigError, DataError
-from model.noise import image_seeds
-from model.runtime import BundleRuntime
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.runtime import BundleRuntime
+from ddaebm.training.data import split
+from ddaebm.training.reproduce import samples
 from tests.training.reproduce.golden import shapes, untrained_classifier
-from training.data import split
-from training.reproduce import samples
 
 
 @pytest.fixture(scope="module")

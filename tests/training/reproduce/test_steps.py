@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model.errors import ConfigError, DataError
-from model.noise import image_seeds
+from ddaebm.model.errors import ConfigError, DataError
+from ddaebm.model.noise import image_seeds
+from ddaebm.training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD
+from ddaebm.training.metrics import mode_report
+from ddaebm.training.reproduce import steps
+from ddaebm.training.reproduce.figure import Arrays
+from ddaebm.training.reproduce.measures import OfPoints
+from ddaebm.training.step import TrainState
+from ddaebm.training.trainer import generate
 from tests.training.reproduce.golden import untrained_classifier
-from training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD
-from training.metrics import mode_report
-from training.reproduce import steps
-from training.reproduce.figure import Arrays
-from training.reproduce.measures import OfPoints
-from training.step import TrainState
-from training.trainer import generate
 
 
 def test_interrupted_it_goes_on_to_the_same_curves(tmp_path: Path) -> None:

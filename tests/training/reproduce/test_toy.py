@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.errors import ConfigError
-from training.data import load_data
-from training.metrics import grid_kl
-from training.recipes import make_config
-from training.reproduce import toy
+from ddaebm.model.errors import ConfigError
+from ddaebm.training.data import load_data
+from ddaebm.training.metrics import grid_kl
+from ddaebm.training.recipes import make_config
+from ddaebm.training.reproduce import toy
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,34 @@
+"""`calibrate`: a gate for your own images from a bundle, without training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddaebm.cli.options import BUNDLE
+
+
+def calibrate(
+    bundle: Annotated[str, typer.Argument(help=BUNDLE)],
+    data: Annotated[str, typer.Option(help="images that the model will see while all is well, none of its training")],
+    out: Annotated[Path, typer.Option(help="bundle folder to write")],
+    alpha: Annotated[float, typer.Option(help="false-alarm rate that you mean to accept")] = 0.05,
+    name: Annotated[str | None, typer.Option(help="name that clients use; the old one's by default")] = None,
+) -> None:
+    """Give a bundle the p-values of your own images, without training; what it computes stays the same."""
+    from ddaebm.model.bundle import find_bundle, load_bundle
+    from ddaebm.model.calibration import calibrate as make
+    from ddaebm.model.readers import read_images
+    from ddaebm.model.scoring import false_alarm_interval
+
+    if not 1e-9 <= alpha < 1:
+        raise typer.BadParameter("--alpha must lie between 0 and 1")
+    old = load_bundle(find_bundle(bundle))
+    images = read_images(data, old.contract)
+    new, before = make(old, images, out, alpha, name)
+    low, high = false_alarm_interval(alpha, len(images))
+    threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)
+    print(f"p <= {alpha:g} above a score of {threshold:.1f}; before, above {former:.1f}")
+    print(f"with the old one {before:.1%} of these {len(images)} images would have raised an alarm")
+    print(f"with the new one the false-alarm rate lies between {low:.2%} and {high:.2%} (99 % interval)")
+    print(f"{out}: bundle {new.name} {new.digest[:12]}; next: ddaebm serve --bundle {out}")

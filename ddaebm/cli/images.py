@@ -1,0 +1,81 @@
+"""`sample` and `score`: any number of images without a service."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddaebm.cli.options import BUNDLE, PATH
+from ddaebm.model.errors import ConfigError
+
+
+def sample(
+    out: Annotated[Path, typer.Option(help=".png (a grid), .npy, .zip of PNGs, or a folder of PNGs")],
+    n: Annotated[int, typer.Option("-n", min=1)] = 64,
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
+    bundle: Annotated[str, typer.Option(help=BUNDLE)] = "fashion-mnist",
+) -> None:
+    """Make images, any number; the same seed gives the same ones as the service.
+
+    Interrupted, the same command goes on where it stopped (.npy, .zip, folder).
+    """
+    from ddaebm.model.bulk import sample_to
+    from ddaebm.model.bundle import find_bundle, load_bundle
+    from ddaebm.model.progress import progress
+    from ddaebm.model.runtime import BundleRuntime
+
+    runtime = BundleRuntime(load_bundle(find_bundle(bundle)))
+    with progress("sample", n) as tick:
+        try:
+            sample_to(runtime, out, seed, n, tick)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--out: {error}") from error
+        except KeyboardInterrupt:
+            print(f"{out}: stopped; the same command goes on where it did", file=sys.stderr)
+            raise typer.Exit(130) from None
+    print(f"{out}: {n} images, seed {seed}")
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def score(
+    paths: Annotated[list[str], typer.Argument(help=PATH)],
+    bundle: Annotated[str, typer.Option(help=BUNDLE)] = "fashion-mnist",
+    alpha: Annotated[float | None, typer.Option(help="false-alarm rate that is accepted; 0.05 by default")] = None,
+    fdr: Annotated[
+        float | None, typer.Option(help="verdicts by the false discovery rate: so large a share of the ood ones is not")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
+    fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
+) -> None:
+    """Score images, any number: energies, OOD score, p-value, verdict. Exits with 1 when one could not be read."""
+    from ddaebm.model.bulk import score_paths
+    from ddaebm.model.bundle import find_bundle, load_bundle
+    from ddaebm.model.progress import progress
+    from ddaebm.model.runtime import BundleRuntime
+    from ddaebm.model.tables import WRITERS, Totals, count, judge, select
+
+    loaded = load_bundle(find_bundle(bundle))
+    smallest = loaded.scorer.smallest_p
+    alpha = loaded.scorer.default_alpha if alpha is None else alpha
+    for option, rate in (("--alpha", alpha), ("--fdr", smallest if fdr is None else fdr)):
+        if not smallest <= rate < 1:
+            images = len(loaded.scorer.calibration_scores)
+            raise typer.BadParameter(
+                f"{option} must lie in [{smallest:.3g}, 1): with {images} calibration images less can never fire"
+            )
+    totals = Totals()
+    with progress("score") as tick:
+        rows = judge(score_paths(BundleRuntime(loaded), paths, tick), alpha)
+        WRITERS[format_](count(rows if fdr is None else select(rows, fdr), totals), sys.stdout)
+    print(totals, file=sys.stderr)
+    if totals.ood and fail_on_ood:
+        raise typer.Exit(3)
+    if totals.unreadable:
+        raise typer.Exit(1)

@@ -1,0 +1,50 @@
+"""`serve` and `key`: the HTTP service."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ddaebm.cli.options import BUNDLE
+
+
+def serve(
+    bundle: Annotated[list[str] | None, typer.Option(help=f"{BUNDLE}; again for more, chosen by `model`")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on")] = None,
+    print_settings: Annotated[bool, typer.Option(help="list every setting with its value, and exit")] = False,
+) -> None:
+    """Serve bundles over HTTP; SIGHUP reloads them. Each setting is also in the environment: DDAEBM_PORT and so on."""
+    from pydantic import ValidationError
+
+    from ddaebm.service.settings import Settings
+
+    flags: dict[str, Any] = {"bundle": bundle or None, "host": host, "port": port}
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+    for name in sorted(os.environ):
+        if name.startswith("DDAEBM_") and name.removeprefix("DDAEBM_").lower() not in Settings.model_fields:
+            print(f"ddaebm: {name} is no setting; see --print-settings", file=sys.stderr)
+    if print_settings:
+        for name, field in Settings.model_fields.items():
+            value = getattr(settings, name)
+            text = ",".join(value) if isinstance(value, tuple) else value
+            print(f"DDAEBM_{name.upper()}={text}  # {field.description or ''}".rstrip(" #"))
+        return
+
+    from ddaebm.service.app import create_app, load_engines
+    from ddaebm.service.server import serve as run
+
+    raise typer.Exit(run(create_app(settings, *load_engines(settings).values()), settings))
+
+
+def key() -> None:
+    """Make an API key: one line for the client, one for the service, which never needs the key itself."""
+    from ddaebm.service.auth import make_key
+
+    secret, hashed = make_key()
+    print(f"Authorization: Bearer {secret}\nDDAEBM_API_KEYS={hashed}")
