@@ -5,7 +5,7 @@ GPU_VENV ?= .venv-gpu
 PEERS_VENV ?= .venv-peers
 BIN := $(VENV)/bin
 
-.PHONY: serve test check fix install train-demo docker-test bench-peers gpu-check gpu-found stress clean
+.PHONY: serve test check fix install dist train-demo docker-test bench-peers gpu-check gpu-found stress clean
 
 serve: $(VENV)/.serving
 	$(BIN)/ddaebm serve
@@ -24,6 +24,11 @@ fix: $(VENV)/.everything
 	$(BIN)/ruff format .
 
 install: $(VENV)/.everything
+
+# The wheel and the source distribution, into dist/.
+dist: $(VENV)/.everything
+	rm -rf dist build *.egg-info
+	$(BIN)/python -m build
 
 train-demo: $(VENV)/.everything
 	$(BIN)/ddaebm train debug --out runs/debug
@@ -49,7 +54,7 @@ gpu-found:
 	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "gpu-check: needs an NVIDIA GPU and its driver" >&2; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV) $(PEERS_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(GPU_VENV) $(PEERS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -23,45 +23,39 @@ if not all((Path(__file__).parent / room).is_dir() for room in ("model", "servic
     )
 
 if TYPE_CHECKING:
-    from ddaebm.api import Model as Model
-    from ddaebm.api import ScoreResult as ScoreResult
-    from ddaebm.api import load as load
-    from ddaebm.detector import Detector as Detector
-    from ddaebm.model.errors import (
-        BundleError as BundleError,
-    )
-    from ddaebm.model.errors import (
-        ConfigError as ConfigError,
-    )
-    from ddaebm.model.errors import (
-        DataError as DataError,
-    )
-    from ddaebm.model.errors import (
-        DdaebmError as DdaebmError,
-    )
-    from ddaebm.model.errors import (
-        ImageError as ImageError,
-    )
-    from ddaebm.model.errors import (
-        InputError as InputError,
-    )
+    from ddaebm.api import Model, ScoreResult, load
+    from ddaebm.detector import Detector
+    from ddaebm.model.errors import BundleError, ConfigError, DataError, DdaebmError, ImageError, InputError
+    from ddaebm.model.noise import image_seeds
 
-_ERRORS = ("BundleError", "ConfigError", "DataError", "DdaebmError", "ImageError", "InputError")
+__all__ = [
+    "BundleError",
+    "ConfigError",
+    "DataError",
+    "DdaebmError",
+    "Detector",
+    "ImageError",
+    "InputError",
+    "Model",
+    "ScoreResult",
+    "__version__",
+    "image_seeds",
+    "load",
+]
 _HOME = {
     "Detector": "ddaebm.detector",
     "Model": "ddaebm.api",
     "ScoreResult": "ddaebm.api",
+    "image_seeds": "ddaebm.model.noise",
     "load": "ddaebm.api",
-    **dict.fromkeys(_ERRORS, "ddaebm.model.errors"),
-}
-__all__ = ["__version__", *_HOME]
+}  # the errors are in ddaebm.model.errors
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_HOME.get(name, "ddaebm.model.errors")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

@@ -13,16 +13,15 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.bundle import Bundle
+from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError, DataError, ImageError
 from ddaebm.model.files import write_file, write_stream, write_zip
 from ddaebm.model.formats import Entry
-from ddaebm.model.images import Decoded, encode_png, make_grid
+from ddaebm.model.images import Contract, Decoded, encode_png, make_grid
 from ddaebm.model.noise import seeds_at
 from ddaebm.model.parallel import in_order
 from ddaebm.model.progress import Tick
 from ddaebm.model.readers import decode_entry, entries
-from ddaebm.model.runtime import BundleRuntime
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ def sample_name(index: int, seed: int) -> str:
     return f"{index:08d}-{seed}.png"
 
 
-def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick = _say_nothing) -> None:
+def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_nothing) -> None:
     """The first n images of `seed` as a .png grid, .npy, .zip of PNGs, or folder of PNGs.
 
     All but the grid go on where an interrupted call with the same bundle and seed stopped, to the same bytes.
@@ -55,30 +54,30 @@ def sample_to(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick =
             raise ConfigError(
                 f"{n} images are too many for one picture of at most {MAX_GRID}; give .npy, .zip or a folder"
             )
-        images = np.concatenate([pixels for _, pixels in _batches(runtime, seed, range(n), tick)])
+        images = np.concatenate([pixels for _, pixels in _batches(engine, seed, range(n), tick)])
         write_file(out, encode_png(make_grid(images)))
     elif out.suffix in (".npy", ".zip"):
-        _sample_to_file(runtime, out, seed, n, tick)
+        _sample_to_file(engine, out, seed, n, tick)
     elif out.suffix == "" or out.is_dir():
-        _sample_to_folder(runtime, out, seed, n, tick)
+        _sample_to_folder(engine, out, seed, n, tick)
     else:
         raise ConfigError(f"{out}: the suffix must be .png (a grid), .npy or .zip, or none for a folder")
 
 
 def _batches(
-    runtime: BundleRuntime, seed: int, indices: Iterable[int], tick: Tick
+    engine: Engine, seed: int, indices: Iterable[int], tick: Tick
 ) -> Iterator[tuple[Sequence[int], NDArray[np.uint8]]]:
     """Indices of the set, and their images (B, H, W, C), `BATCH` at a time."""
 
     def draw(batch: Sequence[int]) -> tuple[Sequence[int], NDArray[np.uint8]]:
-        return batch, runtime.sample(seeds_at(seed, np.array(batch)))
+        return batch, engine.sample(seeds_at(seed, np.array(batch)))
 
-    for batch, images in in_order(draw, _parts(indices), runtime.workers):
+    for batch, images in in_order(draw, parts(indices), engine.workers):
         yield batch, images
         tick(len(batch))
 
 
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
+def parts(items: Iterable[T]) -> Iterator[list[T]]:
     """`BATCH` at a time. What `items` raises comes after all of them."""
     part: list[T] = []
     try:
@@ -95,28 +94,27 @@ def _parts(items: Iterable[T]) -> Iterator[list[T]]:
         yield part
 
 
-def _sample_to_file(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
+def _sample_to_file(engine: Engine, out: Path, seed: int, n: int, tick: Tick) -> None:
     """Raw pixels are spooled beside `out`, and become the file in one go when all are there.
 
     What a killed process left is taken as far as it goes.
     """
-    bundle = runtime.bundle
-    spool_path = out.with_name(f".{out.name}.{bundle.digest[:16]}-{seed}.partial")
-    size = int(np.prod(bundle.contract.shape))
+    spool_path = out.with_name(f".{out.name}.{engine.digest[:16]}-{seed}.partial")
+    size = int(np.prod(engine.contract.shape))
     spool_path.touch()
     with spool_path.open("r+b") as spool, _alone(spool, out):
         done = min(os.fstat(spool.fileno()).st_size // size, n)
         tick(done, found=True)
-        for batch, pixels in _batches(runtime, seed, range(done, n), tick):
+        for batch, pixels in _batches(engine, seed, range(done, n), tick):
             spool.seek(batch[0] * size)
             spool.write(pixels.tobytes())
             spool.flush()
             os.fsync(spool.fileno())
         with write_stream(out) as handle:
             if out.suffix == ".npy":
-                _write_npy(handle, spool, (n, *bundle.contract.shape))
+                _write_npy(handle, spool, (n, *engine.contract.shape))
             else:
-                write_zip(handle, _png_members(spool, bundle, seed, n))
+                write_zip(handle, _png_members(spool, engine.contract, seed, n))
         spool_path.unlink()
 
 
@@ -131,8 +129,8 @@ def _write_npy(handle: IO[bytes], spool: IO[bytes], shape: tuple[int, ...]) -> N
         left -= len(chunk)
 
 
-def _png_members(spool: IO[bytes], bundle: Bundle, seed: int, n: int) -> Iterator[tuple[str, bytes]]:
-    shape = bundle.contract.shape
+def _png_members(spool: IO[bytes], contract: Contract, seed: int, n: int) -> Iterator[tuple[str, bytes]]:
+    shape = contract.shape
     spool.seek(0)
     for start in range(0, n, BATCH):
         for i, image_seed in enumerate(seeds_at(seed, np.arange(start, min(start + BATCH, n)))):
@@ -140,9 +138,8 @@ def _png_members(spool: IO[bytes], bundle: Bundle, seed: int, n: int) -> Iterato
             yield sample_name(start + i, int(image_seed)), encode_png(pixels)
 
 
-def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick: Tick) -> None:
-    bundle = runtime.bundle
-    ours = json.dumps({"model": bundle.name, "digest": bundle.digest, "seed": seed}) + "\n"
+def _sample_to_folder(engine: Engine, out: Path, seed: int, n: int, tick: Tick) -> None:
+    ours = json.dumps({"model": engine.name, "digest": engine.digest, "seed": seed}) + "\n"
     manifest = out / _MANIFEST
     if manifest.exists():
         if manifest.read_bytes() != ours.encode():
@@ -166,7 +163,7 @@ def _sample_to_folder(runtime: BundleRuntime, out: Path, seed: int, n: int, tick
                 yield index
 
     with manifest.open("rb") as handle, _alone(handle, out):
-        for batch, images in _batches(runtime, seed, missing(), tick):
+        for batch, images in _batches(engine, seed, missing(), tick):
             for index, pixels in zip(batch, images, strict=True):
                 write_file(path_of(index), encode_png(pixels), sync=False)
 
@@ -199,35 +196,39 @@ class Scored:
     error: str | None = None
 
 
-def score_paths(runtime: BundleRuntime, paths: Iterable[str], tick: Tick = _say_nothing) -> Iterator[Scored]:
+def score_paths(engine: Engine, paths: Iterable[str], tick: Tick = _say_nothing) -> Iterator[Scored]:
     """Scores of all images of all `paths`, in order.
 
     Raises:
-        DataError: a PATH that cannot be gone through to its end; what came before has been yielded.
+        DataError: a PATH cannot be read to its end; the images before have been yielded.
     """
+    return score_entries(engine, itertools.chain.from_iterable(map(entries, paths)), tick)
+
+
+def score_entries(engine: Engine, images: Iterable[Entry], tick: Tick = _say_nothing) -> Iterator[Scored]:
+    """Scores of all entries, in order; an image that cannot be read has an error. Raises what `images` raises."""
 
     def score(numbered: tuple[int, list[Entry]]) -> list[Scored]:
         number, batch = numbered
-        return list(_score_batch(runtime, batch, number * BATCH))
+        return list(_score_batch(engine, batch, number * BATCH))
 
-    batches = _parts(itertools.chain.from_iterable(map(entries, paths)))
-    for scored in in_order(score, enumerate(batches), runtime.workers):
+    for scored in in_order(score, enumerate(parts(images)), engine.workers):
         yield from scored
         tick(len(scored))
 
 
-def _score_batch(runtime: BundleRuntime, batch: list[Entry], first: int) -> Iterator[Scored]:
+def _score_batch(engine: Engine, batch: list[Entry], first: int) -> Iterator[Scored]:
     decoded: list[Decoded | ImageError] = []
     for entry in batch:
         try:
-            decoded.append(decode_entry(entry, runtime.bundle.contract))
+            decoded.append(decode_entry(entry, engine.contract))
         except ImageError as error:
             decoded.append(error)
     readable = [item.pixels for item in decoded if isinstance(item, Decoded)]
     rows: Iterator[tuple[Any, ...]] = iter(())
     if readable:
-        scores = runtime.score(np.stack(readable))
-        quantiles = runtime.bundle.explainer.energy_quantiles(scores.energies)
+        scores = engine.score(np.stack(readable))
+        quantiles = engine.explainer.energy_quantiles(scores.energies)
         rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, strict=True)
     for index, (entry, item) in enumerate(zip(batch, decoded, strict=True), first):
         if isinstance(item, ImageError):

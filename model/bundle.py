@@ -153,6 +153,21 @@ def rewrite_bundle(
     )  # fmt: skip
 
 
+def copy_bundle(bundle: Bundle, path: Path) -> Bundle:
+    """The same bundle, of the same digest, in folder `path`.
+
+    Raises:
+        BundleError: `path` holds something that is not a bundle, or the bundle's own files have changed.
+    """
+    if path.exists() and path.samefile(bundle.path):
+        return load_bundle(path)
+    require_replaceable(path)
+    with write_folder(path) as beside:
+        for name, expected in {**bundle.files, MANIFEST: bundle.digest}.items():
+            (beside / name).write_bytes(_read(bundle.path, name, expected))
+    return load_bundle(path)
+
+
 def require_replaceable(path: Path) -> None:
     """Raises BundleError where `path` holds something that is not a bundle, and so must not be written over."""
     if path.exists() and not (path / MANIFEST).is_file():

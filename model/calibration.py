@@ -14,7 +14,7 @@ from ddaebm.model.explain import Explainer, fit_explainer
 from ddaebm.model.images import fingerprints
 from ddaebm.model.parallel import in_order, usable_cores
 from ddaebm.model.pixels import Pixels, fit_pixels
-from ddaebm.model.runtime import BundleRuntime, LevelStatistics, Session, level_statistics, score_rows
+from ddaebm.model.runtime import LevelStatistics, OnnxEngine, Session, level_statistics, score_rows
 from ddaebm.model.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside
 
 BATCH = 250
@@ -82,7 +82,7 @@ def calibrate(
             f"{len(known)} of {len(images)} images were trained on (in order, from 0: {places});"
             " the model knows them too well to calibrate on: leave them out"
         )
-    rows = level_rows(BundleRuntime(bundle, device="cpu").energy, bundle.pixels, images)
+    rows = level_rows(OnnxEngine(bundle, device="cpu").energy, bundle.pixels, images)
     scorer = calibrate_scorer(bundle.scorer, rows)
     before = float((bundle.scorer.p_value(bundle.scorer.ood_score(rows)) <= alpha).mean())
     explainer = fit_explainer(rows[:, : bundle.config.num_steps], bundle.pixels)

@@ -2,6 +2,7 @@
 
 DdaebmError
 ├── ConfigError               a configuration that cannot be built
+├── InputError                an argument of the Python API that cannot be used
 ├── DataError                 training or scoring data that cannot be used
 ├── ImageError                one image that cannot be read
 │   ├── ImageFormatError          not an image, truncated, or a mode without a meaning here
@@ -22,6 +23,10 @@ class DdaebmError(Exception):
 
 
 class ConfigError(DdaebmError, ValueError):
+    pass
+
+
+class InputError(DdaebmError, ValueError):
     pass
 
 

@@ -14,13 +14,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
 from ddaebm.model.errors import DataError, ImageError, ImageFormatError, ImageTooLargeError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, C), C 1 or 3
 
@@ -41,7 +44,7 @@ _MAX_NPY_HEADER = 1024
 
 class Entry(NamedTuple):
     name: str
-    content: bytes | Pixels | ImageError  # an image file, its pixels, or why there is neither
+    content: "bytes | Pixels | Image | ImageError"  # an image file, pixels, a PIL image, or why there is none of them
 
 
 def is_image_name(name: str) -> bool:
@@ -195,7 +198,7 @@ def hub_entries(name: str) -> Iterator[Entry]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError("needs the datasets library; install the hub extra: pip install -e '.[cpu,hub]'") from error
+        raise DataError("needs the datasets library; install the hub extra: pip install '.[cpu,hub]'") from error
     source, colon, split = name.rpartition(":")
     source, split = (source, split) if colon and "/" not in split else (name, "train")
     if not source or (source.startswith((".", "/")) and not Path(source).exists()):

@@ -17,9 +17,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ddaebm.model.bounds import MAX_EXIF_BYTES, CountedReads, check_parts
 from ddaebm.model.errors import ConfigError, ImageError, ImageFormatError, ImageTooLargeError
 
-# Our own budget is checked on the header, before anything is decoded; Pillow's would only warn.
-Image.MAX_IMAGE_PIXELS = None
-
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 16_000_000
 MAX_SIDE = 16_384  # resizing a very long, thin image costs far more than its pixels tell
@@ -78,9 +75,12 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         image = Image.open(CountedReads(data), formats=FORMATS)
     except (MemoryError, ImageError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit, or its user's
+        reason = str(error).partition(",")[0]  # with the number of pixels
+        raise ImageTooLargeError(f"{reason}; send one of at most {max_pixels} pixels") from error
     except Exception as error:  # Pillow raises many types on hostile bytes; each means the same here
         raise ImageFormatError(f"not an image that can be read; {', '.join(FORMATS)} can") from error
-    _check_size(image.width, image.height, max_pixels)
+    check_size(image.width, image.height, max_pixels)
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageFormatError(f"the image has over {MAX_SCANS} scans")
     if isinstance(image, TiffImageFile):  # whose tiles may be larger than the image, and are decoded whole
@@ -99,11 +99,12 @@ def from_pixels(pixels: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Imag
         ImageTooLargeError: as `open_image`.
     """
     height, width, channels = pixels.shape
-    _check_size(width, height, max_pixels)
+    check_size(width, height, max_pixels)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises ImageTooLargeError for more pixels than `max_pixels`, or a side over `MAX_SIDE`."""
     if max(width, height) > MAX_SIDE:
         raise ImageTooLargeError(f"the image claims {width}x{height} pixels; no side may be over {MAX_SIDE}")
     if width * height > max_pixels:
@@ -207,3 +208,8 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 
 def to_unit(pixels: Any) -> Any:
     """uint8 grey levels -> [-1, 1]; numpy or torch, already floating point."""
     return pixels / 127.5 - 1
+
+
+def from_unit(x: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """[-1, 1] -> uint8 grey levels; the inverse of `to_unit`."""
+    return np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8)

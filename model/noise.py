@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.errors import InputError
+
 MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
 
 _MASK = 0xFFFFFFFF
@@ -28,8 +30,17 @@ _SEED_STREAM = 0xFFFFFFFF  # no draw of `normals` uses it
 
 
 def _namespace(array: Any) -> ModuleType:
-    """numpy, or torch where the caller already holds a tensor (never imported here)."""
-    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+    """numpy, or torch where the caller already holds a tensor (never imported here).
+
+    Raises:
+        InputError: neither an array nor a tensor.
+    """
+    if isinstance(array, np.ndarray):
+        return np
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(array, torch.Tensor):
+        raise InputError(f"seeds must be an int64 array or tensor, not a {type(array).__name__}")
+    return torch
 
 
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:

@@ -17,7 +17,16 @@ from PIL import Image
 from ddaebm.model import formats
 from ddaebm.model.errors import DataError, ImageError
 from ddaebm.model.formats import Entry
-from ddaebm.model.images import MAX_PIXELS, Contract, Decoded, convert, from_pixels, open_image, upright_size
+from ddaebm.model.images import (
+    MAX_PIXELS,
+    Contract,
+    Decoded,
+    check_size,
+    convert,
+    from_pixels,
+    open_image,
+    upright_size,
+)
 
 logger = logging.getLogger("ddaebm.readers")
 
@@ -50,6 +59,8 @@ def entries(path: str | Path) -> Iterator[Entry]:
 def _open(path: str | Path) -> Iterator[Entry]:
     if str(path).startswith("hf:"):
         return formats.hub_entries(str(path)[3:])
+    if not str(path):
+        raise DataError("the path is empty")  # Path("") would be the working directory
     path = Path(path)
     name = path.name.lower()
     if not path.exists():
@@ -84,7 +95,12 @@ def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
     content = entry.content
     if isinstance(content, ImageError):
         raise content
-    return open_image(content, max_pixels) if isinstance(content, bytes) else from_pixels(content, max_pixels)
+    if isinstance(content, bytes):
+        return open_image(content, max_pixels)
+    if isinstance(content, Image.Image):
+        check_size(*content.size, max_pixels)
+        return content
+    return from_pixels(content, max_pixels)
 
 
 def decode_entry(entry: Entry, contract: Contract) -> Decoded:
@@ -151,10 +167,10 @@ def _form(entry: Entry) -> tuple[int, int, int]:
     """(height, width, channels) of an entry as it is."""
     if isinstance(entry.content, ImageError):
         raise entry.content
-    if not isinstance(entry.content, bytes):
+    if isinstance(entry.content, np.ndarray):
         height, width, channels = entry.content.shape
         return height, width, channels
-    image = open_image(entry.content)
+    image = open_entry(entry)
     width, height = upright_size(image)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     return height, width, 1 if grey else 3

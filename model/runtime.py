@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -24,13 +24,17 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import WEIGHTS, Bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.images import from_unit
+from ddaebm.model.noise import image_seeds
 from ddaebm.model.parallel import usable_cores
 from ddaebm.model.pixels import Pixels
 from ddaebm.model.sampling import draw_noise
+from ddaebm.model.sampling import sample as run_steps
+from ddaebm.model.schedule import make_schedule
 from ddaebm.model.scoring import Scorer, fine_detail, statistics
 
-ort.set_default_logger_severity(3)  # errors alone; the rest is not for users
 Session: TypeAlias = ort.InferenceSession
+StepCallback: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], object]
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
@@ -134,6 +138,7 @@ def make_session(
     """A session over the graph `name` among a bundle's `files`; several threads may run it at a time."""
     graph, weights = files[name], files[WEIGHTS[name]]
     options = ort.SessionOptions()
+    options.log_severity_level = 3  # errors only
     # Given like this, no other file than this one is opened, whatever a graph refers to.
     options.add_external_initializers_from_files_in_memory([WEIGHTS[name]], [weights], [len(weights)])
     options.intra_op_num_threads = threads
@@ -153,36 +158,49 @@ def _load_cuda() -> None:
             ort.preload_dlls()
 
 
-class BundleRuntime:
-    """Both graphs of a bundle, ready to run.
+class OnnxEngine:
+    """A bundle on ONNX Runtime. Its methods may be called from several threads at a time.
 
     Args:
-        threads: of one call.
+        threads: threads of one call.
 
     Raises:
         BundleError: a graph cannot be loaded.
-        ConfigError: the device is not to be had.
+        ConfigError: the device is not available.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 1, tensorrt_cache: str = "") -> None:
         self.bundle = bundle
+        self.name = bundle.name
+        self.digest = bundle.digest
+        self.num_steps = bundle.config.num_steps
+        self.contract = bundle.contract
+        self.scorer = bundle.scorer
+        self.explainer = bundle.explainer
         self.providers = choose_providers(device)
-        self.workers = usable_cores() if self.providers[0] == CPU else 1  # calls at a time that pay
+        self.backend = "onnxruntime-" + self.providers[0].removesuffix("ExecutionProvider").lower()
+        self.workers = usable_cores() if self.providers[0] == CPU else 1  # calls at a time that make it faster
         cache = None
         if self.providers[0] == TENSORRT:
             cache = engine_cache(bundle.digest, tensorrt_cache)
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
         if self.providers[0] != CPU:
             _load_cuda()
-        self.sampler = self._start("sampler.onnx", threads, cache)
-        self.energy = self._start("energy.onnx", threads, cache)
+        self._threads, self._cache = threads, cache
+        self.sampler = self._start("sampler.onnx")
+        self.energy = self._start("energy.onnx")
 
-    def _start(self, name: str, threads: int, cache: Path | None) -> Session:
+    @functools.cached_property
+    def generator(self) -> Session:
+        """One denoising step. Loaded on first use: the sampler's graph holds the whole loop."""
+        return self._start("generator.onnx")
+
+    def _start(self, name: str) -> Session:
         wanted = self.providers[0]
         advice = "docs/gpu.md says what it needs; device=cpu (the service: DDAEBM_DEVICE=cpu) needs none of it"
         files = {file: self.bundle.read(file) for file in (name, WEIGHTS[name])}
         try:
-            session = make_session(name, files, self.providers, threads, cache)
+            session = make_session(name, files, self.providers, self._threads, self._cache)
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             reason = " ".join(str(error).split())
             if wanted == CPU:
@@ -196,6 +214,25 @@ class BundleRuntime:
         """One image a seed, uint8 (B, H, W, C); each is a function of its own seed alone."""
         return run_sampler(self.sampler, self.bundle.config, seeds)
 
+    def sample_steps(self, seeds: NDArray[np.int64], callback: StepCallback) -> NDArray[np.uint8]:
+        """The images of `sample`, computed step by step.
+
+        `callback(k, x_t, x0_hat)` is called after each step k = T - 1 … 0 with the state x_k and the generator's guess
+        of the clean image, float32 (B, H, W, C).
+        """
+
+        def generator(x_tp1: Any, z: Any, k: int) -> Any:
+            rows = zip(_cached(self.generator, x_tp1), _cached(self.generator, z), strict=True)
+            inputs = ({"x_tp1": x, "z": latent, "k": np.full(len(x), k)} for x, latent in rows)
+            return np.concatenate([self.generator.run(["x0_hat"], row)[0] for row in inputs])
+
+        def tell(k: int, x_t: Any, x0_hat: Any) -> None:
+            callback(k, x_t.transpose(0, 2, 3, 1).copy(), x0_hat.transpose(0, 2, 3, 1).copy())
+
+        config = self.bundle.config
+        samples = run_steps(generator, make_schedule(config), draw_noise(config, seeds), tell)
+        return from_unit(samples.transpose(0, 2, 3, 1))
+
     def level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
         """Energies of images (B, H, W, C) that are in the contract's form already."""
         return level_statistics(self.energy, images)
@@ -207,6 +244,11 @@ class BundleRuntime:
     def explain(self, images: NDArray[np.uint8]) -> Explained:
         """The scores of `score`, with the energy map behind them."""
         return explain_levels(self.bundle.scorer, self.bundle.pixels, images, self.level_statistics(images))
+
+    def warm_up(self, max_batch: int) -> None:
+        """Run both ends of the batch sizes, so that TensorRT builds for every size between them."""
+        for batch in {1, max_batch}:
+            self.score(self.sample(image_seeds(0, batch)))
 
 
 def explain_levels(scorer: Scorer, pixels: Pixels, images: NDArray[np.uint8], levels: LevelStatistics) -> Explained:

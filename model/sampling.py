@@ -29,10 +29,16 @@ def draw_noise(config: ModelConfig, seeds: Any) -> Noise:
     )
 
 
-def sample(generator: Callable[[Any, Any, int], Any], schedule: Schedule, draw: Noise) -> Any:
+def sample(
+    generator: Callable[[Any, Any, int], Any],
+    schedule: Schedule,
+    draw: Noise,
+    callback: Callable[[int, Any, Any], object] | None = None,
+) -> Any:
     """Ancestral sampling with T calls of `generator(x_tp1, z, k) -> x0_hat`.
 
-    Draws x_t ~ q(x_t | x_tp1, x0_hat) for k = T-1..1 and takes the posterior mean at k = 0.
+    Draws x_t ~ q(x_t | x_tp1, x0_hat) for k = T-1..1 and takes the posterior mean at k = 0. After each step
+    `callback(k, x_t, x0_hat)` is called.
 
     Returns:
         x_0, shaped and typed as `draw.x_T`.
@@ -45,4 +51,6 @@ def sample(generator: Callable[[Any, Any, int], Any], schedule: Schedule, draw: 
         x_t = float(schedule.c1[k]) * x0_hat + float(schedule.c2[k]) * x_tp1
         if k > 0:
             x_t = x_t + math.exp(schedule.posterior_log_var[k] / 2) * draw.noise[:, k - 1]
+        if callback:
+            callback(k, x_t, x0_hat)
     return x_t

@@ -81,8 +81,8 @@ class Metrics:
         )
 
     def computed(self, operation: Operation, rows: int, seconds: float) -> None:
-        self.batch_images.labels(operation.__name__).observe(rows)
-        self.inference_seconds.labels(operation.__name__).observe(seconds)
+        self.batch_images.labels(operation.kind).observe(rows)
+        self.inference_seconds.labels(operation.kind).observe(seconds)
 
     def dropped(self, reason: str, rows: int) -> None:
         self.images_dropped.labels(reason).inc(rows)

@@ -12,15 +12,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.engine import Engine
+
 Arrays = tuple[NDArray[Any], ...]
-Operation = Callable[[NDArray[Any]], Arrays]  # equal operations are merged; row i out belongs to row i in
+Kind = Literal["sample", "score", "explain"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 PATIENCE = 5.0  # seconds by which work of low priority may be passed
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of work of one model. Requests for equal operations share batches."""
+
+    engine: Engine
+    kind: Kind
+
+    def __call__(self, rows: NDArray[Any]) -> Arrays:
+        """Results of `rows` (B, ...): arrays whose row i belongs to row i."""
+        method: Callable[[NDArray[Any]], NDArray[Any] | Arrays] = getattr(self.engine, self.kind)
+        result = method(rows)
+        return result if isinstance(result, tuple) else (result,)
 
 
 @dataclass(eq=False)

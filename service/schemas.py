@@ -86,7 +86,7 @@ class ImageProblem(BaseModel):
 class Score(BaseModel):
     index: int
     name: str
-    energies: list[float] = Field(description="one a noise level, low on data")
+    energies: list[float] = Field(description="one for each denoising step, of the image without added noise; low on data")
     energy_quantiles: list[float] = Field(
         description="share of calibration images with a lower energy, one a level: near 1 too hard, near 0 too easy"
     )

@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from ddaebm.service.logs import log_config
 from ddaebm.service.protocol import Connections, HttpProtocol
@@ -105,15 +106,19 @@ def pool_memory() -> None:
         set_option(_M_ARENA_MAX, 1)
 
 
-def ignore_metadata_warnings() -> None:
-    """Pillow's, of odd metadata: their texts hold numbers of the file, and Python keeps each text for ever."""
+def configure_pillow() -> None:
+    """Our settings bound the pixels of an image, so Pillow's own limit is turned off for this process.
+
+    Its warnings about odd metadata are ignored: each text holds numbers of the file, and Python keeps every text.
+    """
+    Image.MAX_IMAGE_PIXELS = None
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
     pool_memory()
-    ignore_metadata_warnings()
+    configure_pillow()
     allow_open_files(settings.max_connections + 256)
     server = Server(configure(app, settings))
     try:

@@ -13,15 +13,15 @@ from typing import Annotated, Any, cast
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 
+from ddaebm.model.engine import Engine
 from ddaebm.model.errors import DdaebmError
 from ddaebm.model.runtime import Explained, Scores
 from ddaebm.service.admission import QueueFullError
 from ddaebm.service.batching import Batcher, BatcherStoppedError
 from ddaebm.service.drift import Drift
-from ddaebm.service.engine import Engine
 from ddaebm.service.errors import CLIENT_GONE, Problem
 from ddaebm.service.metrics import Metrics
-from ddaebm.service.scheduling import Arrays, Operation
+from ddaebm.service.scheduling import KINDS, Arrays, Operation
 from ddaebm.service.settings import Settings
 
 logger = logging.getLogger("ddaebm")
@@ -79,7 +79,7 @@ class Service:
 
     def serve(self, engines: Engines) -> None:
         self.engines = engines
-        self.batcher.keep({op for engine in engines.values() for op in (engine.sample, engine.score, engine.explain)})
+        self.batcher.keep({Operation(engine, kind) for engine in engines.values() for kind in KINDS})
         self.drifts = {
             engine.digest: self.drifts.get(engine.digest) or Drift(engine.scorer.calibration_scores)
             for engine in engines.values()

@@ -88,6 +88,6 @@ def load_tracing(version: str) -> Tracing | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise ConfigError(
-            f"{named[0]} is set, and traces need the otel extra: pip install -c constraints.txt -e '.[cpu,otel]'"
+            f"{named[0]} is set, and traces need the otel extra: pip install -c constraints.txt '.[cpu,otel]'"
         ) from error
     return Tracing(BatchSpanProcessor(OTLPSpanExporter()), version)

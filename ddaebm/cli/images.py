@@ -21,15 +21,13 @@ def sample(
 
     Interrupted, the same command goes on where it stopped (.npy, .zip, folder).
     """
+    from ddaebm.api import load
     from ddaebm.model.bulk import sample_to
-    from ddaebm.model.bundle import find_bundle, load_bundle
     from ddaebm.model.progress import progress
-    from ddaebm.model.runtime import BundleRuntime
 
-    runtime = BundleRuntime(load_bundle(find_bundle(bundle)))
-    with progress("sample", n) as tick:
+    with load(bundle) as model, progress("sample", n) as tick:
         try:
-            sample_to(runtime, out, seed, n, tick)
+            sample_to(model.engine, out, seed, n, tick)
         except ConfigError as error:
             raise typer.BadParameter(f"--out: {error}") from error
         except KeyboardInterrupt:
@@ -55,24 +53,24 @@ def score(
     fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
 ) -> None:
     """Score images, any number: energies, OOD score, p-value, verdict. Exits with 1 when one could not be read."""
+    from ddaebm.api import load
     from ddaebm.model.bulk import score_paths
-    from ddaebm.model.bundle import find_bundle, load_bundle
     from ddaebm.model.progress import progress
-    from ddaebm.model.runtime import BundleRuntime
     from ddaebm.model.tables import WRITERS, Totals, count, judge, select
 
-    loaded = load_bundle(find_bundle(bundle))
-    smallest = loaded.scorer.smallest_p
-    alpha = loaded.scorer.default_alpha if alpha is None else alpha
+    model = load(bundle)
+    scorer = model.bundle.scorer
+    smallest = scorer.smallest_p
+    alpha = scorer.default_alpha if alpha is None else alpha
     for option, rate in (("--alpha", alpha), ("--fdr", smallest if fdr is None else fdr)):
         if not smallest <= rate < 1:
-            images = len(loaded.scorer.calibration_scores)
+            images = model.calibration_size
             raise typer.BadParameter(
                 f"{option} must lie in [{smallest:.3g}, 1): with {images} calibration images less can never fire"
             )
     totals = Totals()
     with progress("score") as tick:
-        rows = judge(score_paths(BundleRuntime(loaded), paths, tick), alpha)
+        rows = judge(score_paths(model.engine, paths, tick), alpha)
         WRITERS[format_](count(rows if fdr is None else select(rows, fdr), totals), sys.stdout)
     print(totals, file=sys.stderr)
     if totals.ood and fail_on_ood:

@@ -123,7 +123,7 @@ def evaluate(
 ) -> None:
     """False alarms and AUROC of the OOD score, and how near samples come to real images, as JSON."""
     from ddaebm.model.readers import read_images
-    from ddaebm.model.runtime import BundleRuntime
+    from ddaebm.model.runtime import OnnxEngine
     from ddaebm.training.classifier import read_classifier
     from ddaebm.training.data import split
     from ddaebm.training.evaluate import ood_report
@@ -135,7 +135,7 @@ def evaluate(
     with open_model(source) as loaded:
         others = {label: read_images(path, loaded.contract) for label, path in map(assignment, ood or [])}
         test = read_images(data, loaded.contract)
-        runtime = BundleRuntime(loaded)
+        runtime = OnnxEngine(loaded)
         report = ood_report(runtime.energy, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others)
         if classifier and train:
             unseen = split(read_images(train, loaded.contract)).held_out

@@ -4,8 +4,8 @@ import dataclasses
 
 from fastapi import APIRouter
 
+from ddaebm.model.engine import Engine
 from ddaebm.model.scoring import false_alarm_interval
-from ddaebm.service.engine import Engine
 from ddaebm.service.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
 from ddaebm.service.state import Shared
 

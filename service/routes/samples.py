@@ -15,13 +15,14 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from numpy.typing import NDArray
 
 from ddaebm.model.bulk import sample_name
+from ddaebm.model.engine import Engine
 from ddaebm.model.files import encode_npy, write_zip
 from ddaebm.model.images import encode_png, make_grid
 from ddaebm.model.noise import MAX_SEED, image_seeds
 from ddaebm.model.runtime import Scores
-from ddaebm.service.engine import Engine
 from ddaebm.service.errors import Problem
 from ddaebm.service.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
+from ddaebm.service.scheduling import Operation
 from ddaebm.service.schemas import SampledImage, SampleRequest, SampleResponse
 from ddaebm.service.state import Service, Shared
 
@@ -97,7 +98,7 @@ async def get_sample(
         response = Response(headers=headers, media_type=PNG)
         del response.headers["content-length"]
         return response
-    (images,) = await service.run(request, engine.sample, np.array([int(seed)], dtype=np.int64))
+    (images,) = await service.run(request, Operation(engine, "sample"), np.array([int(seed)], dtype=np.int64))
     service.metrics.sampled.labels(engine.name).inc()
     began = time.perf_counter()
     content = await _encode(_to_png, Drawn(engine, np.array([int(seed)]), images))
@@ -118,11 +119,11 @@ async def _draw(body: SampleRequest, request: Request, service: Service) -> Draw
     else:
         first = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
         seeds = image_seeds(first, body.n * body.best_of)
-    (images,) = await service.run(request, engine.sample, seeds)
+    (images,) = await service.run(request, Operation(engine, "sample"), seeds)
     service.metrics.sampled.labels(engine.name).inc(len(images))
     if not body.include and body.best_of == 1:
         return Drawn(engine, seeds, images)
-    scores = Scores(*await service.run(request, engine.score, images))
+    scores = Scores(*await service.run(request, Operation(engine, "score"), images))
     if body.best_of > 1:
         kept = np.sort(np.argsort(scores.ood_score, kind="stable")[: body.n])
         seeds, images = seeds[kept], images[kept]

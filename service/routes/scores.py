@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Query, Request
 
+from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ImageError, ImageTooLargeError
 from ddaebm.model.explain import overlay
 from ddaebm.model.formats import Entry
@@ -18,8 +19,8 @@ from ddaebm.model.images import Contract, Decoded, convert, encode_png
 from ddaebm.model.readers import open_entry
 from ddaebm.model.runtime import Explained, Scores
 from ddaebm.model.scoring import fdr_threshold
-from ddaebm.service.engine import Engine
 from ddaebm.service.errors import Problem
+from ddaebm.service.scheduling import Operation
 from ddaebm.service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Deadline, Shared
@@ -56,7 +57,8 @@ async def create_scores(request: Request, service: Shared, query: Annotated[Scor
     if not readable:
         first = next(item for _, item in uploads if isinstance(item, ImageProblem))
         raise Problem(first.status, first.type.rpartition(":")[2], first.detail)
-    arrays = await service.run(request, engine.explain if query.heatmap else engine.score, np.stack(readable))
+    operation = Operation(engine, "explain" if query.heatmap else "score")
+    arrays = await service.run(request, operation, np.stack(readable))
     scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
     service.count_scores(engine, scores, alpha)
     if not query.heatmap:

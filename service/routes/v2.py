@@ -6,18 +6,17 @@ and gives energies, scores and p-values.
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from numpy.typing import NDArray
 
+from ddaebm.model.engine import Engine
 from ddaebm.model.noise import MAX_SEED
 from ddaebm.model.runtime import Scores
-from ddaebm.service.engine import Engine
 from ddaebm.service.errors import Problem
 from ddaebm.service.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
+from ddaebm.service.scheduling import Operation
 from ddaebm.service.schemas import MAX_SAMPLES
 from ddaebm.service.state import InferStatistics, Service, Shared
 from ddaebm.service.uploads import decoding, read_body
@@ -34,7 +33,7 @@ class V2Model:
 
     name: str
     engine: Engine
-    operation: Callable[[NDArray[Any]], tuple[NDArray[Any], ...]]
+    operation: Operation
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
     most: int  # rows of a request
@@ -47,9 +46,9 @@ def models(service: Service) -> dict[str, V2Model]:
         images = TensorSpec("images", "UINT8", image)
         numbers = TensorSpec("ood_score", "FP64", (-1, 1)), TensorSpec("p_value", "FP64", (-1, 1))
         energies = TensorSpec("energies", "FP32", (-1, engine.num_steps))
-        sampler = V2Model(f"{engine.name}-sampler", engine, engine.sample, TensorSpec("seeds", "INT64", (-1, 1)),
-                          (images,), MAX_SAMPLES)  # fmt: skip
-        scorer = V2Model(f"{engine.name}-scorer", engine, engine.score, images, (energies, *numbers),
+        sampler = V2Model(f"{engine.name}-sampler", engine, Operation(engine, "sample"),
+                          TensorSpec("seeds", "INT64", (-1, 1)), (images,), MAX_SAMPLES)  # fmt: skip
+        scorer = V2Model(f"{engine.name}-scorer", engine, Operation(engine, "score"), images, (energies, *numbers),
                          service.settings.max_files)  # fmt: skip
         found |= {sampler.name: sampler, scorer.name: scorer}
     return found

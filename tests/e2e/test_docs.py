@@ -147,14 +147,15 @@ def needs_torch(block: Block) -> bool:
 
 
 def test_the_readme_without_make_in_a_fresh_environment(tmp_path: Path) -> None:
-    """The two lines for who has no make, then all of the README and of docs/http.md that needs no torch."""
-    pages = [*commands("README.md"), *commands("docs/http.md")]
+    """The two lines for readers without make, then all of the README and of two guides that needs no torch."""
+    pages = [*commands("README.md"), *commands("docs/python.md"), *commands("docs/http.md")]
     first = next(i for i, block in enumerate(pages) if block.text.startswith("python3 -m venv"))
     with stranger(tmp_path, installed=False) as reader:
         answers = [
             reader.do(block) for block in pages[first:] if not needs_torch(block) and not block.text.startswith("make ")
         ]
-        assert len(answers) == 2 + 3 + 3 + 8 + 1
+        assert len(answers) == 2 + 1 + 3 + 3 + 2 + 8 + 1
+        assert answers[2].endswith("[False  True]\n(64, 28, 28)\n")
         assert answers[-1] == "made-0.png in\ntests/fixtures/digit.png ood\n"
     assert form(tmp_path / "grid.png") == ("L", (238, 238))
     assert np.load(tmp_path / "samples.npy").shape == (100, 28, 28, 1)

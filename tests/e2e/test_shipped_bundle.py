@@ -13,7 +13,7 @@ from ddaebm.model.bundle import SHIPPED, Bundle, find_bundle, load_bundle
 from ddaebm.model.images import make_grid
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.service.app import create_app
 from ddaebm.service.settings import Settings
 
@@ -27,11 +27,11 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def runtime(bundle: Bundle) -> BundleRuntime:
-    return BundleRuntime(bundle, device="cpu")
+def runtime(bundle: Bundle) -> OnnxEngine:
+    return OnnxEngine(bundle, device="cpu")
 
 
-def p_values(runtime: BundleRuntime, name: str) -> NDArray[np.float64]:
+def p_values(runtime: OnnxEngine, name: str) -> NDArray[np.float64]:
     return runtime.score(read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)).p_value
 
 
@@ -45,34 +45,34 @@ def test_each_is_small_and_its_picture_is_what_it_makes(name: str) -> None:
     assert bundle.name == name
     assert sum(file.stat().st_size for file in bundle.path.iterdir()) < 16e6
     shown = np.asarray(Image.open(io.BytesIO(bundle.read("samples.png"))), dtype=int)
-    made = make_grid(BundleRuntime(bundle, device="cpu").sample(image_seeds(1, 64))).astype(int)
+    made = make_grid(OnnxEngine(bundle, device="cpu").sample(image_seeds(1, 64))).astype(int)
     assert np.abs(shown.reshape(made.shape) - made).max() <= 1  # other processors may round another way
 
 
 @pytest.mark.parametrize(("strangers", "caught"), [("fashion-mnist", 0.734), ("mnist", 0.945)])
 def test_the_one_of_photographs_catches_as_many_strangers_as_its_card_says(strangers: str, caught: float) -> None:
-    runtime = BundleRuntime(load_bundle(find_bundle("cifar10-jpeg")), device="cpu")
+    runtime = OnnxEngine(load_bundle(find_bundle("cifar10-jpeg")), device="cpu")
     assert (p_values(runtime, strangers) <= 0.05).mean() == pytest.approx(caught, abs=0.07)  # of 512, not of 10,000
 
 
-def test_it_tells_digits_from_clothes(runtime: BundleRuntime) -> None:
+def test_it_tells_digits_from_clothes(runtime: OnnxEngine) -> None:
     clothes, digits = p_values(runtime, "fashion-mnist"), p_values(runtime, "mnist")
     wins = (digits[:, None] < clothes).mean() + 0.5 * (digits[:, None] == clothes).mean()
     assert wins > 0.97  # AUROC; 0.984 on all 10,000
 
 
-def test_its_false_alarms_are_as_promised(runtime: BundleRuntime) -> None:
+def test_its_false_alarms_are_as_promised(runtime: OnnxEngine) -> None:
     # 512 images at 5 %: 25.6 expected; outside 11..45 with probability below 0.1 %.
     assert 11 <= (p_values(runtime, "fashion-mnist") <= 0.05).sum() <= 45
 
 
-def test_what_it_makes_looks_normal_to_it(runtime: BundleRuntime) -> None:
+def test_what_it_makes_looks_normal_to_it(runtime: OnnxEngine) -> None:
     made = runtime.score(runtime.sample(image_seeds(5, 64))).ood_score
     digits = runtime.score(read_images(FIXTURES / "mnist-test-512.npz", runtime.bundle.contract)).ood_score
     assert np.median(made) < np.median(digits)
 
 
-def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: BundleRuntime) -> None:
+def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: OnnxEngine) -> None:
     clothes, digits = (
         read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)[:100]
         for name in ("fashion-mnist", "mnist")
@@ -97,7 +97,7 @@ def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: B
     assert np.median(heats[0].max((1, 2))) < 2.5 < np.median(heats[1].max((1, 2)))  # ordinary clothes are cool
 
 
-def test_a_digit_is_too_hard_for_one_level_at_least(runtime: BundleRuntime) -> None:
+def test_a_digit_is_too_hard_for_one_level_at_least(runtime: OnnxEngine) -> None:
     quantiles = [
         runtime.bundle.explainer.energy_quantiles(
             runtime.score(read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract)).energies

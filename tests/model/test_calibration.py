@@ -11,19 +11,19 @@ from ddaebm.model.bundle import Bundle, load_bundle
 from ddaebm.model.calibration import BATCH, calibrate, fit, level_rows
 from ddaebm.model.errors import BundleError, ConfigError, DataError
 from ddaebm.model.images import fingerprints
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import Splits, load_data, split
 
 Images = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def runtime(debug_bundle: Path) -> BundleRuntime:
-    return BundleRuntime(load_bundle(debug_bundle), device="cpu", threads=1)
+def runtime(debug_bundle: Path) -> OnnxEngine:
+    return OnnxEngine(load_bundle(debug_bundle), device="cpu", threads=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(runtime: BundleRuntime) -> Bundle:
+def bundle(runtime: OnnxEngine) -> Bundle:
     return runtime.bundle
 
 
@@ -39,7 +39,7 @@ def unseen(bundle: Bundle, splits: Splits) -> Images:
     return images[~np.isin(fingerprints(images), bundle.fingerprints())]
 
 
-def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
+def test_rows_do_not_depend_on_the_batching(runtime: OnnxEngine) -> None:
     images = load_data("shapes", runtime.bundle.config)[: BATCH + 3]
     pixels = runtime.bundle.pixels
     rows = level_rows(runtime.energy, pixels, images)
@@ -48,7 +48,7 @@ def test_rows_do_not_depend_on_the_batching(runtime: BundleRuntime) -> None:
     np.testing.assert_allclose(rows[-3:], level_rows(runtime.energy, pixels, images[-3:]), rtol=1e-4, atol=1e-5)
 
 
-def test_pixels_are_standardised_by_the_reference_images(runtime: BundleRuntime, splits: Splits) -> None:
+def test_pixels_are_standardised_by_the_reference_images(runtime: OnnxEngine, splits: Splits) -> None:
     reference = splits.reference[:BATCH]
     pixels, _, _ = fit(runtime.energy, np.concatenate([reference, reference]), splits.calibration[:30])
     maps = runtime.level_statistics(reference).energy_map
@@ -61,7 +61,7 @@ def test_pixels_are_standardised_by_the_reference_images(runtime: BundleRuntime,
     np.testing.assert_allclose(pixels.log_std[wide], logs.std(0)[wide], rtol=1e-3)
 
 
-def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: BundleRuntime, splits: Splits) -> None:
+def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: OnnxEngine, splits: Splits) -> None:
     pixels, scorer, _ = fit(runtime.energy, splits.reference, splits.calibration)
     for field in ("pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std"):
         np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.bundle.pixels, field), rtol=1e-5)
@@ -71,7 +71,7 @@ def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: BundleRuntim
     assert np.abs(scorer.surprise[16:, -9:]).max(1).min() > 0
 
 
-def test_nothing_to_fit_on_is_refused(runtime: BundleRuntime, splits: Splits) -> None:
+def test_nothing_to_fit_on_is_refused(runtime: OnnxEngine, splits: Splits) -> None:
     with pytest.raises(ConfigError, match="cannot calibrate with 1 reference and 5 calibration images"):
         fit(runtime.energy, splits.reference[:1], splits.calibration[:5])
 
@@ -94,7 +94,7 @@ def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path
     inverted = 255 - load_data("shapes", bundle.config)[:600]
     new, before = calibrate(bundle, inverted[:300], tmp_path / "new", 0.1)
     assert before > 0.5
-    scores = BundleRuntime(new, device="cpu", threads=1).score(inverted[300:])
+    scores = OnnxEngine(new, device="cpu", threads=1).score(inverted[300:])
     assert (scores.p_value <= 0.1).mean() < 0.2
     assert new.scorer.threshold(0.1) > bundle.scorer.threshold(0.1)
     for name in set(bundle.files) - {"calibration.npz", "README.md"}:

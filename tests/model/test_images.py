@@ -123,7 +123,7 @@ def test_what_is_not_a_whole_image_is_a_format_error(data: bytes) -> None:
 @pytest.mark.parametrize("size", [(50_000, 50_000), (4001, 4000), (2**31 - 1, 1)])
 def test_too_large_a_claim_is_refused_from_the_header_alone(size: tuple[int, int]) -> None:
     started = time.perf_counter()
-    with pytest.raises(ImageTooLargeError, match=f"{size[0]}x{size[1]}"):
+    with pytest.raises(ImageTooLargeError, match=f"{size[0]}x{size[1]}|{size[0] * size[1]} pixels.*; send"):
         decode(png_claiming(*size), COLOUR)
     assert time.perf_counter() - started < 0.5
 

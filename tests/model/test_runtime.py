@@ -17,7 +17,7 @@ import ddaebm.model.runtime
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.graphs import to_pixels
-from ddaebm.model.runtime import BundleRuntime, choose_providers, engine_cache
+from ddaebm.model.runtime import OnnxEngine, choose_providers, engine_cache
 from ddaebm.model.schedule import make_schedule
 from ddaebm.model.scoring import fine_detail
 from ddaebm.training.data import load_data, split, to_tensor
@@ -30,8 +30,8 @@ GPU_BUILD = [TENSORRT, CUDA, CPU]  # what onnxruntime-gpu lists, whatever the ma
 
 
 @pytest.fixture(scope="module")
-def runtime(debug_bundle: Path) -> BundleRuntime:
-    return BundleRuntime(load_bundle(debug_bundle), device="cpu", threads=1)
+def runtime(debug_bundle: Path) -> OnnxEngine:
+    return OnnxEngine(load_bundle(debug_bundle), device="cpu", threads=1)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
 def test_cuda_computes_in_full_precision_and_falls_back_to_nothing(
     gpu_build: type[FakeSession], debug_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made: Any = BundleRuntime(load_bundle(debug_bundle), "auto")
+    made: Any = OnnxEngine(load_bundle(debug_bundle), "auto")
     for name, session in (("sampler.onnx", made.sampler), ("energy.onnx", made.energy)):
         assert session.graph == (debug_bundle / name).read_bytes()
     for session in (made.sampler, made.energy):
@@ -114,7 +114,7 @@ def test_the_cpu_needs_none_of_cuda_s_libraries(
     gpu_build: type[FakeSession], debug_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gpu_build.running = CPU
-    made: Any = BundleRuntime(load_bundle(debug_bundle), "cpu")
+    made: Any = OnnxEngine(load_bundle(debug_bundle), "cpu")
     assert made.sampler.chosen == [(CPU, {})]
     assert capsys.readouterr() == ("", "")
 
@@ -123,7 +123,7 @@ def test_tensorrt_computes_in_full_precision_and_keeps_its_engines(
     gpu_build: type[FakeSession], debug_bundle: Path, tmp_path: Path
 ) -> None:
     gpu_build.running = TENSORRT
-    made: Any = BundleRuntime(load_bundle(debug_bundle), "tensorrt", tensorrt_cache=str(tmp_path / "a" / "b"))
+    made: Any = OnnxEngine(load_bundle(debug_bundle), "tensorrt", tensorrt_cache=str(tmp_path / "a" / "b"))
     assert [provider for provider, _ in made.energy.chosen] == [TENSORRT, CUDA, CPU]
     options = made.energy.chosen[0][1]
     assert options["trt_fp16_enable"] == "0"
@@ -140,10 +140,10 @@ def test_a_gpu_that_fails_to_start_is_an_error_and_not_the_cpu(
 ) -> None:
     gpu_build.running = CPU  # what ONNX Runtime does where a library is missing, with nothing but a line in its log
     with pytest.raises(ConfigError, match=r"failed to start.*device=cpu"):
-        BundleRuntime(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
+        OnnxEngine(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
     gpu_build.fault = RuntimeError("no CUDA-capable device is detected")
     with pytest.raises(ConfigError, match=r"no CUDA-capable device.*device=cpu"):
-        BundleRuntime(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
+        OnnxEngine(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
 
 
 def test_engines_are_kept_with_the_user_s_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_engines_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
         engine_cache("0f", str(tmp_path / "file" / "engines"))
 
 
-def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: BundleRuntime) -> None:
+def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: OnnxEngine) -> None:
     seeds = np.array([3, 2**40 + 1, 0, 17, 5, 99, 2**53 - 1], dtype=np.int64)
     images = runtime.sample(seeds)
     assert images.shape == (7, 16, 16, 1)
@@ -172,14 +172,14 @@ def test_a_seed_gives_the_same_bytes_in_any_batch(runtime: BundleRuntime) -> Non
         np.testing.assert_array_equal(runtime.sample(np.repeat(seeds[i], 4))[3], images[i])
 
 
-def test_sampler_is_within_one_grey_level_of_torch(runtime: BundleRuntime, debug_run: Path) -> None:
+def test_sampler_is_within_one_grey_level_of_torch(runtime: OnnxEngine, debug_run: Path) -> None:
     config, state = load_run(debug_run)
     seeds = np.arange(40, dtype=np.int64)
     expected = to_pixels(generate(config, state.generator_ema, seeds)).numpy().astype(int)
     assert np.abs(runtime.sample(seeds).astype(int) - expected).max() <= 1
 
 
-def test_level_statistics_are_the_noiseless_energies_of_torch(runtime: BundleRuntime, debug_run: Path) -> None:
+def test_level_statistics_are_the_noiseless_energies_of_torch(runtime: OnnxEngine, debug_run: Path) -> None:
     config, state = load_run(debug_run)
     images = load_data("shapes", config.network)[:6]
     levels = runtime.level_statistics(images)
@@ -193,7 +193,7 @@ def test_level_statistics_are_the_noiseless_energies_of_torch(runtime: BundleRun
         np.testing.assert_allclose(levels.features[:, k], expected.features, rtol=1e-3, atol=1e-4)
 
 
-def test_scores_do_not_depend_on_the_batch(runtime: BundleRuntime) -> None:
+def test_scores_do_not_depend_on_the_batch(runtime: OnnxEngine) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 1), dtype=np.uint8)
     whole = runtime.score(images)
     for i in range(5):
@@ -202,7 +202,7 @@ def test_scores_do_not_depend_on_the_batch(runtime: BundleRuntime) -> None:
         np.testing.assert_array_equal(alone.p_value, whole.p_value[i : i + 1])
 
 
-def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: BundleRuntime) -> None:
+def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: OnnxEngine) -> None:
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
     scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
     of_pixels = runtime.bundle.pixels.statistics(levels.energy_map)
@@ -215,7 +215,7 @@ def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: BundleRun
     np.testing.assert_allclose(scores.p_value, expected)
 
 
-def test_a_few_bad_pixels_raise_the_score(runtime: BundleRuntime) -> None:
+def test_a_few_bad_pixels_raise_the_score(runtime: OnnxEngine) -> None:
     images = split(load_data("shapes", runtime.bundle.config)).choice[:60]
     bad = images.copy()
     rows, columns = np.random.default_rng(3).integers(0, 16, (2, 60, 3))
@@ -226,7 +226,7 @@ def test_a_few_bad_pixels_raise_the_score(runtime: BundleRuntime) -> None:
     assert np.median(after.p_value) < np.median(before.p_value) / 3
 
 
-def test_calibration_images_score_as_the_bundle_recorded(runtime: BundleRuntime) -> None:
+def test_calibration_images_score_as_the_bundle_recorded(runtime: OnnxEngine) -> None:
     """The whole path, from image to score, is the one that calibration took."""
     config = runtime.bundle.config
     calibration = split(load_data("shapes", config)).calibration
@@ -234,7 +234,7 @@ def test_calibration_images_score_as_the_bundle_recorded(runtime: BundleRuntime)
     np.testing.assert_allclose(scores, runtime.bundle.scorer.calibration_scores, rtol=1e-3)
 
 
-def test_noise_is_told_from_the_training_images(runtime: BundleRuntime) -> None:
+def test_noise_is_told_from_the_training_images(runtime: OnnxEngine) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (50, 16, 16, 1), dtype=np.uint8)
     assert (runtime.score(noise).p_value == runtime.bundle.scorer.smallest_p).all()
     shapes = split(load_data("shapes", runtime.bundle.config)).choice  # no part of the calibration
@@ -245,13 +245,13 @@ def test_noise_is_told_from_the_training_images(runtime: BundleRuntime) -> None:
 def test_a_graph_that_is_none_is_a_bundle_error(forge: Forge, name: str) -> None:
     copy = forge({name: b"not a graph"})
     with pytest.raises(BundleError, match="ONNX Runtime cannot load"):
-        BundleRuntime(load_bundle(copy), device="cpu")
+        OnnxEngine(load_bundle(copy), device="cpu")
 
 
 def test_a_graph_without_its_weights_is_a_bundle_error(forge: Forge) -> None:
     copy = forge({"energy_net.safetensors": b"cut"})
     with pytest.raises(BundleError, match=r"ONNX Runtime cannot load energy\.onnx"):
-        BundleRuntime(load_bundle(copy), device="cpu")
+        OnnxEngine(load_bundle(copy), device="cpu")
 
 
 def test_a_graph_reads_no_other_file_than_its_weights(debug_bundle: Path, forge: Forge, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_graph_reads_no_other_file_than_its_weights(debug_bundle: Path, forge:
             entry.value = place
         copy = forge({"energy.onnx": graph.SerializeToString()})
         with pytest.raises(BundleError, match=r"cannot load energy\.onnx .* not found"):
-            BundleRuntime(load_bundle(copy), device="cpu")
+            OnnxEngine(load_bundle(copy), device="cpu")
 
 
 def test_onnx_runtime_keeps_no_record_of_its_use(tmp_path: Path) -> None:

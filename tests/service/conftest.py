@@ -24,7 +24,6 @@ from ddaebm.model.runtime import Explained, Scores
 from ddaebm.model.scoring import Scorer
 from ddaebm.service.app import create_app
 from ddaebm.service.batching import Batcher
-from ddaebm.service.engine import Samples
 from ddaebm.service.scheduling import Arrays
 from ddaebm.service.settings import Settings
 
@@ -40,6 +39,7 @@ class FakeEngine:
 
     digest = "0f" * 32
     backend = "fake-cpu"
+    workers = 1
     num_steps = 4
     contract = Contract(8, 6, 1)
     scorer = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0))  # the smallest p is 0.01
@@ -56,9 +56,9 @@ class FakeEngine:
         self._gate = threading.Event()  # calls return while it is set
         self._gate.set()
 
-    def sample(self, seeds: NDArray[np.int64]) -> Samples:
+    def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         self._enter("sample", len(seeds))
-        return Samples(np.stack([pixels_of(int(seed)) for seed in seeds]))
+        return np.stack([pixels_of(int(seed)) for seed in seeds])
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         self._enter("score", len(images))
@@ -103,6 +103,8 @@ class FakeEngine:
 
 class Squares:
     """An operation that records what it was called with, and holds back while its gate is shut."""
+
+    kind = "square"
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []

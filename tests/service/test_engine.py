@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from ddaebm.model.bundle import load_bundle
+from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.noise import image_seeds
-from ddaebm.service.engine import Engine, OnnxEngine, load_engine, plan_workers
+from ddaebm.model.runtime import OnnxEngine
+from ddaebm.service.engine import load_engine, plan_workers
 from ddaebm.service.settings import Settings
 
 
@@ -34,12 +36,12 @@ def test_the_engine_says_what_its_bundle_says(onnx_engine: Engine, debug_bundle:
 
 def test_an_image_depends_on_its_seed_and_on_nothing_else_in_its_batch(onnx_engine: Engine) -> None:
     seeds = image_seeds(5, 7)
-    (batch,) = onnx_engine.sample(seeds)
+    batch = onnx_engine.sample(seeds)
     assert (batch.shape, batch.dtype) == ((7, 16, 16, 1), np.uint8)
     assert len({image.tobytes() for image in batch}) == 7
     for i in (0, 3, 6):
-        assert (onnx_engine.sample(seeds[i : i + 1]).images[0] == batch[i]).all()
-    assert (onnx_engine.sample(seeds[::-1]).images == batch[::-1]).all()
+        assert (onnx_engine.sample(seeds[i : i + 1])[0] == batch[i]).all()
+    assert (onnx_engine.sample(seeds[::-1]) == batch[::-1]).all()
 
 
 def test_scores_belong_to_their_rows(onnx_engine: Engine) -> None:
@@ -68,7 +70,7 @@ def test_a_backend_that_is_not_installed_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "ddaebm.service.torch_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "ddaebm.model.torch_engine", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
         load_engine(load_bundle(debug_bundle), Settings(backend="torch"))
@@ -99,7 +101,7 @@ def test_a_gpu_gets_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_inferences_at_the_same_time_do_not_disturb_each_other(onnx_engine: Engine) -> None:
     seeds = image_seeds(1, 40)
-    (whole,) = onnx_engine.sample(seeds)
+    whole = onnx_engine.sample(seeds)
     with ThreadPoolExecutor(4) as pool:
-        parts = list(pool.map(lambda start: onnx_engine.sample(seeds[start : start + 2]).images, range(0, 40, 2)))
+        parts = list(pool.map(lambda start: onnx_engine.sample(seeds[start : start + 2]), range(0, 40, 2)))
     assert (np.concatenate(parts) == whole).all()

@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from ddaebm.service.app import create_app
 from ddaebm.service.batching import Batcher
-from ddaebm.service.scheduling import Job
+from ddaebm.service.scheduling import Job, Operation
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import is_low
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until
@@ -123,7 +123,7 @@ def test_what_cannot_be_done_in_its_time_is_refused_at_once(make_client: MakeCli
         requests.append(pool.submit(client.post, SAMPLES, json={"n": 9}))
         wait_until(lambda: batcher.queued == 9)
         for count in (1, 9):
-            batcher.admission.observe(engine.sample, count, float(count))  # a second each
+            batcher.admission.observe(Operation(engine, "sample"), count, float(count))  # a second each
         refused = client.post(SAMPLES, json={"n": 1}, headers={"x-request-timeout": "5"})
         assert "5 s" in check_problem(refused, 429, "queue-full")["detail"]
         assert 3 <= int(refused.headers["retry-after"]) <= 6
@@ -224,7 +224,7 @@ async def leave_while_queued(engine: FakeEngine) -> tuple[int, int]:
     async with app.router.lifespan_context(app):
         batcher = batcher_of(app)
         with engine.blocked():
-            occupying = batcher.submit(engine.sample, np.zeros(1, dtype=np.int64))
+            occupying = batcher.submit(Operation(engine, "sample"), np.zeros(1, dtype=np.int64))
             assert await asyncio.to_thread(engine.entered.wait, PATIENCE)
             request = asyncio.create_task(app(scope, receive, send))
             await asyncio.to_thread(wait_until, lambda: batcher.queued)

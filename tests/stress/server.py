@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from ddaebm.service import watchdog
 from ddaebm.service.app import create_app
-from ddaebm.service.engine import Samples
 from ddaebm.service.server import serve
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Service
@@ -35,7 +34,7 @@ class StandIn(FakeEngine):
         super().__init__("stand-in")
         self.seconds = seconds
 
-    def sample(self, seeds: NDArray[np.int64]) -> Samples:
+    def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         if POISON in seeds:
             raise SystemExit
         return super().sample(seeds)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from ddaebm.model.bundle import load_bundle
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.model.scoring import false_alarm_interval
 from ddaebm.training.data import load_data, split
 from ddaebm.training.evaluate import auroc, ood_report
 
 
 @pytest.fixture(scope="module")
-def runtime(debug_bundle: Path) -> BundleRuntime:
-    return BundleRuntime(load_bundle(debug_bundle), device="cpu", threads=1)
+def runtime(debug_bundle: Path) -> OnnxEngine:
+    return OnnxEngine(load_bundle(debug_bundle), device="cpu", threads=1)
 
 
 def test_auroc_is_the_share_of_pairs_in_order_ties_half() -> None:
@@ -26,7 +26,7 @@ def test_auroc_is_the_share_of_pairs_in_order_ties_half() -> None:
     assert auroc(np.zeros(3), np.ones(4)) == 1
 
 
-def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:
+def test_report_is_what_the_scores_say(runtime: OnnxEngine) -> None:
     inside = split(load_data("shapes", runtime.bundle.config)).choice
     outside = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
     scorer = runtime.bundle.scorer
@@ -46,7 +46,7 @@ def test_report_is_what_the_scores_say(runtime: BundleRuntime) -> None:
     assert report["ood"]["itself"]["auroc"] == pytest.approx(0.5)
 
 
-def test_an_alpha_that_can_never_fire_is_left_out(runtime: BundleRuntime) -> None:
+def test_an_alpha_that_can_never_fire_is_left_out(runtime: OnnxEngine) -> None:
     whole = runtime.bundle.scorer
     scorer = dataclasses.replace(whole, calibration_scores=whole.calibration_scores[:30])
     images = load_data("shapes", runtime.bundle.config)[:10]

@@ -9,7 +9,7 @@ import pytest
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import ConfigError, DataError
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import split
 from ddaebm.training.reproduce import samples
 from tests.training.reproduce.golden import shapes, untrained_classifier
@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, debug_bundle: Path) -> Path
 def test_the_samples_are_those_of_the_bundle(folder: Path, debug_bundle: Path) -> None:
     with np.load(folder / "figure" / "arrays.npz") as arrays:
         made, guess, way = arrays["samples"], arrays["x0_hat"], arrays["interpolation"]
-    served = BundleRuntime(load_bundle(debug_bundle)).sample(image_seeds(2, len(made)))
+    served = OnnxEngine(load_bundle(debug_bundle)).sample(image_seeds(2, len(made)))
     assert np.abs(made.astype(int) - served.astype(int)).max() <= 1
     assert guess.shape == (8, 4, 1, 16, 16)
     starts = way[::9]

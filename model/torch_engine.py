@@ -4,6 +4,7 @@ A batch is padded up to one of a few sizes, all of which `warm_up` runs, so that
 for the first time. On CUDA each size is a CUDA graph: one launch in place of thousands.
 """
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TypeAlias, TypeVar
@@ -21,7 +22,6 @@ from ddaebm.model.networks import EnergyNet, Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.runtime import Explained, LevelStatistics, Scores, explain_levels
 from ddaebm.model.sampling import draw_noise
-from ddaebm.service.engine import Samples
 
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # row i out depends on row i in alone
 Net = TypeVar("Net", bound=nn.Module)
@@ -46,6 +46,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         self.name = bundle.name
         self.digest = bundle.digest
+        self.workers = 1
         self.backend = f"torch-{self.device.type}"
         self.num_steps = bundle.config.num_steps
         self.contract = bundle.contract
@@ -59,14 +60,16 @@ class TorchEngine:
         self._energy = EnergyGraph(energy_net, bundle.config).to(self.device)
         self._sizes = ladder(max_batch)
         self._graphs = None
+        self._lock = threading.Lock()  # a CUDA graph has one set of input and output buffers
         if self.device.type == "cuda":
             # Scores are compared with a calibration that was computed in full precision.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
             self._graphs = CudaGraphs(self.device) if cuda_graphs else None
 
-    def sample(self, seeds: NDArray[np.int64]) -> Samples:
-        return Samples(*self._run(self._sample, seeds))
+    def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+        (images,) = self._run(self._sample, seeds)
+        return images
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         return Scores(*self.explain(images)[:3])
@@ -76,7 +79,7 @@ class TorchEngine:
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first: the others then fit into its memory
-            self.score(self.sample(image_seeds(0, batch)).images)
+            self.score(self.sample(image_seeds(0, batch)))
 
     def _level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
         return LevelStatistics(*self._run(self._levels, images))
@@ -92,7 +95,7 @@ class TorchEngine:
     def _run(self, compute: Compute, rows: NDArray[Any]) -> list[NDArray[Any]]:
         """`compute` of rows (B, ...), at the sizes of the ladder."""
         top = self._sizes[-1]
-        with self._graphs.on_stream() if self._graphs else nullcontext():
+        with self._lock, self._graphs.on_stream() if self._graphs else nullcontext():
             parts = [self._run_padded(compute, rows[start : start + top]) for start in range(0, len(rows), top)]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 

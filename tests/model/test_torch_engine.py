@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.noise import image_seeds
-from ddaebm.service.engine import OnnxEngine, load_engine
+from ddaebm.model.runtime import OnnxEngine
+from ddaebm.model.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
+from ddaebm.service.engine import load_engine
 from ddaebm.service.settings import Settings
-from ddaebm.service.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
 
 SEEDS = image_seeds(3, 23)
 
@@ -37,7 +38,7 @@ def torch_engine(debug_bundle: Path) -> TorchEngine:
 @pytest.fixture(scope="module")
 def images(onnx_engine: OnnxEngine) -> NDArray[np.uint8]:
     noise = np.random.default_rng(0).integers(256, size=(6, 16, 16, 1), dtype=np.uint8)
-    return np.concatenate([onnx_engine.sample(image_seeds(9, 5)).images, noise])
+    return np.concatenate([onnx_engine.sample(image_seeds(9, 5)), noise])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_it_says_of_its_bundle_what_the_other_engine_says(torch_engine: TorchEng
 
 
 def test_samples_are_within_a_grey_level_of_onnx(torch_engine: TorchEngine, onnx_engine: OnnxEngine) -> None:
-    ours, theirs = torch_engine.sample(SEEDS).images, onnx_engine.sample(SEEDS).images
+    ours, theirs = torch_engine.sample(SEEDS), onnx_engine.sample(SEEDS)
     assert (ours.dtype, ours.shape) == (np.uint8, (23, 16, 16, 1))
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
@@ -78,7 +79,7 @@ def test_what_is_explained_is_what_is_scored(torch_engine: TorchEngine, images: 
 def test_level_statistics_are_those_of_onnx(
     torch_engine: TorchEngine, onnx_engine: OnnxEngine, images: NDArray[np.uint8]
 ) -> None:
-    ours, theirs = torch_engine._level_statistics(images), onnx_engine.runtime.level_statistics(images)
+    ours, theirs = torch_engine._level_statistics(images), onnx_engine.level_statistics(images)
     for name in ("energies", "energy_map", "features"):
         assert getattr(ours, name).shape == getattr(theirs, name).shape
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-3, atol=1e-4)
@@ -88,8 +89,8 @@ def test_level_statistics_are_those_of_onnx(
 def test_a_row_depends_neither_on_its_neighbours_nor_on_the_padding(
     torch_engine: TorchEngine, images: NDArray[np.uint8], count: int
 ) -> None:
-    whole = torch_engine.sample(SEEDS).images.astype(int)
-    assert np.abs(torch_engine.sample(SEEDS[::-1][:count]).images - whole[::-1][:count]).max() <= 1
+    whole = torch_engine.sample(SEEDS).astype(int)
+    assert np.abs(torch_engine.sample(SEEDS[::-1][:count]) - whole[::-1][:count]).max() <= 1
     energies = torch_engine.score(images).energies
     np.testing.assert_allclose(torch_engine.score(images[::-1][:count]).energies, energies[::-1][:count], rtol=1e-4)
 
@@ -100,7 +101,7 @@ def test_the_networks_see_no_size_that_warming_up_has_not_run(debug_bundle: Path
     engine.warm_up(6)
     warm = set(sizes)
     for count in range(1, 14):
-        assert len(engine.sample(SEEDS[:count]).images) == count
+        assert len(engine.sample(SEEDS[:count])) == count
     assert warm == set(sizes) == {1, 2, 4, 6}
 
 

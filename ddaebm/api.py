@@ -1,0 +1,301 @@
+"""The Python API: `load` a bundle, then `sample`, `score`, `heatmap` and `save`. NumPy in and out."""
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddaebm.model.bulk import BATCH, Scored, parts, score_entries
+from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
+from ddaebm.model.engine import Engine, load_engine
+from ddaebm.model.errors import ImageError, InputError
+from ddaebm.model.formats import Entry
+from ddaebm.model.inputs import Images, as_seeds, entries_of
+from ddaebm.model.noise import MAX_SEED, image_seeds
+from ddaebm.model.parallel import in_order
+from ddaebm.model.readers import decode_entry
+from ddaebm.model.runtime import OnnxEngine, StepCallback
+from ddaebm.model.scoring import false_alarm_interval, fdr_threshold
+
+MAX_SAMPLE_BYTES = 2**32  # of the result of one `sample` call
+_SHOWN = 3  # names in an error
+
+
+def load(
+    bundle: str | PathLike[str] = "fashion-mnist", *, device: str = "auto", backend: str = "onnx", threads: int = 1
+) -> "Model":
+    """Load a bundle: a trained model with its calibration.
+
+    Args:
+        bundle: name of a shipped bundle ("fashion-mnist", "cifar10-jpeg"), or a folder made by `ddaebm export`,
+            `ddaebm calibrate` or `Model.save`.
+        device: "auto" uses a GPU where the backend finds one; "cpu"; "cuda"; "tensorrt" (backend "onnx" only).
+        backend: "onnx" (ONNX Runtime) or "torch".
+        threads: threads of one inference call. On a CPU, `Model` runs one call for each core instead.
+
+    Raises:
+        BundleError: no such bundle, or its files are missing, changed or of another format version.
+        ConfigError: the device or backend is not available here.
+    """
+    loaded = load_bundle(find_bundle(fspath(bundle)))
+    return Model(loaded, load_engine(loaded, device, backend, threads))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ScoreResult:
+    """Scores of N images, in the order they were given.
+
+    `energies` are noiseless: each level's energy network is given the scaled image without added noise.
+    """
+
+    energies: NDArray[np.float32]  # (N, T), low on data; no unit
+    energy_quantiles: NDArray[np.float64]  # (N, T), share of the calibration images with a lower energy
+    ood_score: NDArray[np.float64]  # (N,), high means out of distribution; no unit
+    p_value: NDArray[np.float64]  # (N,), conformal, in (0, 1]
+    resized: NDArray[np.bool_]  # (N,), whether the image had another size than the model's
+    names: tuple[str, ...]  # file names, or positions for arrays
+    calibration_size: int  # number n of calibration images; the smallest possible p-value is 1/(n + 1)
+
+    def __len__(self) -> int:
+        return len(self.p_value)
+
+    def __repr__(self) -> str:
+        low, high = self.p_value.min(), self.p_value.max()
+        return f"<ddaebm.ScoreResult of {len(self)} images, p_value {low:.4g} to {high:.4g}>"
+
+    def is_ood(self, alpha: float = 0.05) -> NDArray[np.bool_]:
+        """p_value <= alpha, (N,). Over calibration sets, ordinary images are flagged at rate alpha at most, on average.
+
+        For the rate of this calibration set see `Model.false_alarm_interval`.
+
+        Raises:
+            InputError: alpha is not in [1/(n + 1), 1), so that it could never fire.
+        """
+        return self.p_value <= self._rate("alpha", alpha)
+
+    def select(self, fdr: float = 0.1) -> NDArray[np.bool_]:
+        """Images selected as out of distribution by Benjamini and Hochberg's procedure, (N,).
+
+        Its false discovery rate is at most `fdr`: the mean, over batches like this one, of the share of the selected
+        images that are ordinary, where a batch with nothing selected counts as 0.
+
+        Raises:
+            InputError: fdr is not in [1/(n + 1), 1).
+        """
+        return self.p_value <= fdr_threshold(self.p_value, self._rate("fdr", fdr))
+
+    def _rate(self, name: str, rate: float) -> float:
+        smallest = 1 / (self.calibration_size + 1)
+        if not isinstance(rate, int | float | np.floating) or not smallest <= rate < 1:
+            raise InputError(
+                f"{name} must be a number in [{smallest:.3g}, 1), not {rate!r}: "
+                f"with {self.calibration_size} calibration images no p-value is below {smallest:.3g}"
+            )
+        return float(rate)
+
+
+class Model:
+    """A loaded bundle. All methods may be called from several threads at a time.
+
+    Use it in a `with` block, or call `close`, to free its memory early.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self._bundle = bundle
+        self._open: Engine | None = engine
+
+    @property
+    def name(self) -> str:
+        return self._bundle.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the bundle; 64 hexadecimal digits."""
+        return self._bundle.digest
+
+    @property
+    def bundle(self) -> Bundle:
+        return self._bundle
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model makes, and that every image to score is brought to."""
+        return self._bundle.contract.shape
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of denoising steps and of energies."""
+        return self._bundle.config.num_steps
+
+    @property
+    def calibration_size(self) -> int:
+        """Number n of calibration images; the smallest possible p-value is 1/(n + 1)."""
+        return len(self._bundle.scorer.calibration_scores)
+
+    @property
+    def backend(self) -> str:
+        return self.engine.backend
+
+    def false_alarm_interval(self, alpha: float = 0.05, confidence: float = 0.99) -> tuple[float, float]:
+        """(low, high): where the false-alarm rate at `alpha` of this calibration set lies, with `confidence`.
+
+        Raises:
+            ConfigError: alpha is below the smallest possible p-value.
+        """
+        return false_alarm_interval(alpha, self.calibration_size, confidence)
+
+    def sample(
+        self,
+        n: int | None = None,
+        seed: int | None = None,
+        *,
+        seeds: Sequence[int] | NDArray[np.integer] | None = None,
+        callback: StepCallback | None = None,
+    ) -> NDArray[np.uint8]:
+        """Make images: uint8 (n, H, W, C). The same seed gives the same image, whatever else is in the batch.
+
+        Args:
+            n: number of images; 1 by default.
+            seed: 0 to 2**53 - 1. The first image has this seed, the others have hashes of it (`ddaebm.image_seeds`).
+                Random where it is not given.
+            seeds: one seed for each image, in place of `n` and `seed`.
+            callback: called as `callback(k, x_t, x0_hat)` after each denoising step, k = T - 1 down to 0, with the
+                state x_k and the generator's guess of the clean image, float32 (n, H, W, C), black at -1, white at 1.
+
+        Raises:
+            InputError: an argument of the wrong type or range, or over `MAX_SAMPLE_BYTES` of images.
+        """
+        bytes_each = int(np.prod(self.shape)) * (32 * self.num_steps if callback else 1)  # the callback needs all noise
+        wanted = _seeds(n, seed, seeds, most=MAX_SAMPLE_BYTES // bytes_each)
+        engine = self.engine
+        if callback is not None:
+            if not isinstance(engine, OnnxEngine):
+                raise InputError(f"callback needs backend='onnx'; this model is on {engine.backend}")
+            return engine.sample_steps(wanted, callback)
+        images = np.empty((len(wanted), *self.shape), np.uint8)
+        starts = range(0, len(wanted), BATCH)
+        batches = in_order(lambda start: engine.sample(wanted[start : start + BATCH]), starts, engine.workers)
+        for start, batch in zip(starts, batches, strict=True):
+            images[start : start + BATCH] = batch
+        return images
+
+    def score(self, images: Images) -> ScoreResult:
+        """Energies, OOD score and conformal p-value of each image.
+
+        Args:
+            images: a uint8 array (N, H, W, C), (N, H, W), (H, W, C) or (H, W); a PIL image; bytes of an image file;
+                a path of an image, folder, archive or array file; or a list of these. Images of another size or mode
+                are converted as the service does it.
+
+        Raises:
+            InputError: another type, dtype or shape, or no image.
+            DataError: a path that cannot be read.
+            ImageError: images that cannot be read; the message names them.
+        """
+        rows = list(score_entries(self.engine, entries_of(images)))
+        _require_readable([(row.name, row.error) for row in rows if row.error is not None], len(rows))
+        return _result(rows, self.calibration_size)
+
+    def heatmap(self, images: Images) -> NDArray[np.float32]:
+        """Where each image is unusual: float32 (N, H, W) in the model's size.
+
+        A pixel has the number of standard deviations by which its energy exceeds that of held-out images, smoothed,
+        at the level where it is highest. Ordinary images seldom pass 1.
+
+        Args and Raises: as `score`.
+        """
+        engine, contract = self.engine, self._bundle.contract
+
+        def heat(batch: list[Entry]) -> NDArray[np.float32]:
+            pixels, faults = [], []
+            for entry in batch:
+                try:
+                    pixels.append(decode_entry(entry, contract).pixels)
+                except ImageError as error:
+                    faults.append((entry.name, str(error)))
+            _require_readable(faults, len(batch))
+            maps = engine.explain(np.stack(pixels)).energy_map
+            return np.stack([engine.explainer.heat(energy_map) for energy_map in maps]).astype(np.float32)
+
+        return np.concatenate(list(in_order(heat, parts(entries_of(images)), engine.workers)))
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write the bundle to folder `path`; the folder it was written to.
+
+        The copy has the same digest. A bundle that is there is replaced, anything else is not.
+
+        Raises:
+            BundleError: `path` holds something else, or the bundle's own files have changed on disk.
+        """
+        return copy_bundle(self._bundle, Path(path)).path
+
+    def close(self) -> None:
+        """Free the engine. Calls under way end normally; later ones raise InputError."""
+        self._open = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = self._open.backend if self._open else "closed"
+        height, width, channels = self.shape
+        return f"<ddaebm.Model {self.name!r} {self.digest[:12]}, {height}x{width}x{channels}, {state}>"
+
+    @property
+    def engine(self) -> Engine:
+        """What computes, for code that makes its own batches: the command line and the service use it directly."""
+        if self._open is None:
+            raise InputError("this model is closed; load it again")
+        return self._open
+
+
+def _seeds(n: Any, seed: Any, seeds: Any, most: int) -> NDArray[np.int64]:
+    """Seeds (N,) as `Model.sample` documents them, N at most `most`."""
+    if seeds is not None:
+        if n is not None or seed is not None:
+            raise InputError("seeds replaces n and seed; pass either")
+        wanted = as_seeds(seeds)
+        n = len(wanted)
+    elif n is None:
+        n = 1
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
+        raise InputError(f"n must be a whole number of images from 1, not {n!r:.80}; for given seeds: seeds=[1, 2]")
+    if n > most:
+        raise InputError(f"{n:,} images at once are too many for memory; make at most {most:,} at a time")
+    if seeds is not None:
+        return wanted
+    if isinstance(seed, bool):
+        raise InputError(f"seed must be a whole number, not {seed}")
+    first = secrets.randbelow(MAX_SEED + 1) if seed is None else as_seeds([seed])[0]
+    return image_seeds(int(first), int(n))
+
+
+def _require_readable(faults: Sequence[tuple[str, str | None]], count: int) -> None:
+    """Raises ImageError where there are any, with the first names and reasons."""
+    if faults:
+        shown = "; ".join(f"{name}: {reason}" for name, reason in faults[:_SHOWN])
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ImageError(f"{len(faults)} of {count} images cannot be read: {shown}{more}")
+
+
+def _result(rows: list[Scored], calibration_size: int) -> ScoreResult:
+    return ScoreResult(
+        energies=np.array([row.energies for row in rows], np.float32),
+        energy_quantiles=np.array([row.energy_quantiles for row in rows], np.float64),
+        ood_score=np.array([row.ood_score for row in rows], np.float64),
+        p_value=np.array([row.p_value for row in rows], np.float64),
+        resized=np.array([row.resized for row in rows], np.bool_),
+        names=tuple(row.name for row in rows),
+        calibration_size=calibration_size,
+    )
