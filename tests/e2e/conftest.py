@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 from ddaebm.cli import main
 
+REPO = Path(__file__).parents[2]
+NO_INDEX = ("No matching distribution", "Could not fetch", "Network is unreachable", "Temporary failure in name")
 PATIENCE = 60.0  # seconds, for a machine that is busy with other things
 COMMAND = [sys.executable, "-m", "ddaebm"]
 
@@ -25,6 +28,18 @@ def environment(**settings: str) -> dict[str, str]:
     """This process's, without settings of the developer's, and wide enough for messages on one line."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DDAEBM_")}
     return clean | {"COLUMNS": "1000", "NO_COLOR": "1"} | settings
+
+
+def clone(folder: Path) -> Path:
+    """A copy of the files that git knows, links as links."""
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    names = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        source, target = REPO / name, folder / name
+        if source.is_symlink() or source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target, follow_symlinks=False)
+    return folder
 
 
 class Running:

@@ -23,15 +23,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import PATIENCE, environment
+from tests.e2e.conftest import NO_INDEX, PATIENCE, REPO, clone, environment
 
-REPO = Path(__file__).parents[2]
 # The same commands in less time. Each is looked for, so that it goes when the page no longer has it.
 SHORTER = {
     "reproduce toy --out runs/toy": "reproduce toy --out runs/toy --steps 20",
     "--out runs/photos --steps 50": "--out runs/photos --steps 2",
 }
-NO_INDEX = ("No matching distribution", "Could not fetch", "Network is unreachable", "Temporary failure in name")
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -129,11 +127,7 @@ def form(picture: Path) -> tuple[str, tuple[int, int]]:
 @contextmanager
 def stranger(folder: Path, installed: bool) -> Iterator[Stranger]:
     """With `installed`, this run's environment stands in for what `make install` would make."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True, text=True)
-    for name in listed.stdout.splitlines():
-        if (REPO / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPO / name, folder / name)
+    clone(folder)
     if installed:
         (folder / ".venv").symlink_to(sys.prefix)
         for name in ("pyproject.toml", "constraints.txt"):  # older than the environment: make has nothing to do

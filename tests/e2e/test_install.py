@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 
 import ddaebm
-from tests.e2e.conftest import environment
+from tests.e2e.conftest import NO_INDEX, REPO, clone, environment
 
-REPO = Path(__file__).parents[2]
 ROOMS = ("model", "service", "training")
 FIXTURES = REPO / "tests" / "fixtures"
-NO_INDEX = ("No matching distribution", "Could not fetch", "Network is unreachable", "Temporary failure in name")
 
 
 def run(*words: object, cwd: Path, ok: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -26,17 +24,6 @@ def run(*words: object, cwd: Path, ok: bool = True) -> "subprocess.CompletedProc
         pytest.skip("no package index can be reached")
     assert not ok or done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done
-
-
-def clone(folder: Path) -> Path:
-    """The files that git knows, links as links."""
-    names = run("git", "ls-files", "-co", "--exclude-standard", "-z", cwd=REPO).stdout.split("\0")
-    for name in filter(None, names):
-        source, target = REPO / name, folder / name
-        if source.is_symlink() or source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target, follow_symlinks=False)
-    return folder
 
 
 @pytest.fixture(scope="module")
