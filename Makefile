@@ -17,7 +17,7 @@ check: $(VENV)/.everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 
 fix: $(VENV)/.everything
 	$(BIN)/ruff check --fix .

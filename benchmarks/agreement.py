@@ -22,12 +22,12 @@ from starlette.testclient import TestClient
 
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
 from ddaebm.model.files import encode_npy, write_file
-from ddaebm.model.images import encode_png
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.images.encode import encode_png
+from ddaebm.model.images.readers import read_images
+from ddaebm.model.nets.torch_engine import TorchEngine
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.service.app import create_app
 from ddaebm.service.settings import Settings
-from ddaebm.service.torch_engine import TorchEngine
 
 BATCH = 256
 
@@ -78,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     bundle = load_bundle(find_bundle(args.bundle))
     images = read_images(args.data, bundle.contract)[: args.n]
-    runtime = BundleRuntime(bundle, device="cpu")
+    runtime = OnnxEngine(bundle, device="cpu")
     alone = in_batches(runtime.score, images, 1)
     ways = {
         f"in batches of {BATCH}": in_batches(runtime.score, images, BATCH),

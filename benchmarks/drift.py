@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ddaebm.service.drift import Drift
+from ddaebm.model.ood.drift import Drift
 
 ALARM = math.log(100)
 BATCH = 100

@@ -24,7 +24,7 @@ import numpy as np
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.noise import image_seeds
-from ddaebm.service.engine import Engine, OnnxEngine
+from ddaebm.service.registry import Engine, OnnxEngine
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gpu-check:begin -->", "<!-- gpu-check:end -->"
@@ -53,7 +53,7 @@ def make_engines(bundle: Bundle, device: str, max_batch: int) -> tuple[dict[str,
     """The engines that can be had, by name, and why the others cannot."""
 
     def make_torch(cuda_graphs: bool) -> Engine:
-        from ddaebm.service.torch_engine import TorchEngine
+        from ddaebm.model.nets.torch_engine import TorchEngine
 
         return TorchEngine(bundle, device, max_batch=max_batch, cuda_graphs=cuda_graphs)
 

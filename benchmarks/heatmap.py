@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ddaebm.model.bundle import find_bundle, load_bundle
-from ddaebm.model.explain import overlay
-from ddaebm.model.images import encode_png, make_grid
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.images.encode import encode_png, make_grid, overlay
+from ddaebm.model.images.readers import read_images
+from ddaebm.model.runtime import OnnxEngine
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 SIDE = 13  # of the pasted square, in pixels of 28
@@ -36,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/figures/heatmap.png"))
     out = parser.parse_args().out
-    runtime = BundleRuntime(load_bundle(find_bundle("fashion-mnist")))
+    runtime = OnnxEngine(load_bundle(find_bundle("fashion-mnist")))
     clothes, digits = (
         read_images(FIXTURES / f"{name}-test-512.npz", runtime.bundle.contract) for name in ("fashion-mnist", "mnist")
     )

@@ -19,8 +19,8 @@ import numpy as np
 from benchmarks.peers.load import FIRST_SEED, PNG_END, request
 from benchmarks.peers.servers import KINDS, Server, environment
 from ddaebm.model.bundle import find_bundle, load_bundle
-from ddaebm.model.runtime import BundleRuntime
-from ddaebm.service.engine import plan_workers
+from ddaebm.model.runtime import OnnxEngine
+from ddaebm.service.registry import plan_workers
 from ddaebm.service.settings import Settings
 
 WARM_UP = 20
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500)
     args = parser.parse_args()
     workers, threads = plan_workers(Settings())
-    runtime = BundleRuntime(load_bundle(find_bundle(args.bundle)), "cpu", threads)
+    runtime = OnnxEngine(load_bundle(find_bundle(args.bundle)), "cpu", threads)
     times = []
     with tempfile.TemporaryDirectory() as folder:
         settings = environment(args.bundle, workers, threads, Path(folder))

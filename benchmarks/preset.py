@@ -17,11 +17,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ddaebm.model.graphs import SamplerGraph
-from ddaebm.model.networks import Generator
+from ddaebm.model.nets.graphs import SamplerGraph
+from ddaebm.model.nets.networks import Generator
+from ddaebm.model.nets.torch_engine import CudaGraphs, choose_device
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.sampling import draw_noise
-from ddaebm.service.torch_engine import CudaGraphs, choose_device
 from ddaebm.training.recipes import make_config
 
 DDGAN_SECONDS = 0.21  # for 100 images

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ddaebm.model.diffusion import Diffusion
 from ddaebm.model.files import write_file
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.images.readers import read_images
+from ddaebm.model.nets.diffusion import Diffusion
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.classifier import read_classifier
 from ddaebm.training.config import TrainConfig
@@ -126,11 +126,11 @@ def run_variant(name: str, args: argparse.Namespace) -> None:
     print(f"{name}: {steps} steps", flush=True)
     train(config, split(load_data(config.data, config.network)).train, args.out / name, device="cpu")
     with open_model(str(args.out / name)) as bundle:
-        runtime, form = BundleRuntime(bundle, threads=1), contract(config.network)
+        runtime, form = OnnxEngine(bundle, threads=1), contract(config.network)
         test, unseen = read_images(args.test, form), split(read_images(args.data, form)).held_out
         others = {label: read_images(path, form)[::FEWER] for label, path in args.ood}
         report = ood_report(
-            runtime.energy, bundle.pixels, bundle.scorer, config.network.num_steps, test[::FEWER], others
+            runtime.level_statistics, bundle.pixels, bundle.scorer, config.network.num_steps, test[::FEWER], others
         )
         samples = quality_report(runtime.sample, *read_classifier(args.classifier), test, unseen, args.samples)
     flop = sampler_flop(config)

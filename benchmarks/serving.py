@@ -43,7 +43,7 @@ from benchmarks.peers.servers import KINDS, ROOT, Server, ServerError, adopt_orp
 from benchmarks.peers.servers import rss_mib as resident
 from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.files import write_file
-from ddaebm.model.images import encode_png
+from ddaebm.model.images.encode import encode_png
 
 PEERS = [name for name in KINDS if name != report.OURS]
 IMAGES = ROOT / "tests" / "fixtures" / "fashion-mnist-test-512.npz"  # to be scored

@@ -10,7 +10,7 @@ import argparse
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddaebm.model.networks import Networks
+from ddaebm.model.nets.networks import Networks
 from ddaebm.training.recipes import make_config
 
 

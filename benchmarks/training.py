@@ -27,7 +27,7 @@ def measure(recipe: str, assignments: list[str], steps: int, channels_last: bool
     from accelerate import Accelerator
 
     import ddaebm.training.config
-    from ddaebm.model.diffusion import Diffusion
+    from ddaebm.model.nets.diffusion import Diffusion
     from ddaebm.model.schedule import make_schedule
     from ddaebm.training.data import MADE, batch_at, load_data, to_tensor
     from ddaebm.training.recipes import make_config

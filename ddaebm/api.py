@@ -15,13 +15,13 @@ from ddaebm.model.bulk import BATCH, Scored, parts, score_entries
 from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
 from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ImageError, InputError
-from ddaebm.model.formats import Entry
-from ddaebm.model.inputs import Images, as_seeds, entries_of
+from ddaebm.model.images.formats import Entry
+from ddaebm.model.images.inputs import Images, as_seeds, entries_of
+from ddaebm.model.images.readers import decode_entry
 from ddaebm.model.noise import MAX_SEED, image_seeds
+from ddaebm.model.ood.conformal import false_alarm_interval, fdr_threshold
 from ddaebm.model.parallel import in_order
-from ddaebm.model.readers import decode_entry
 from ddaebm.model.runtime import OnnxEngine, StepCallback
-from ddaebm.model.scoring import false_alarm_interval, fdr_threshold
 
 MAX_SAMPLE_BYTES = 2**32  # of the result of one `sample` call
 _SHOWN = 3  # names in an error

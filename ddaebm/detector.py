@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ddaebm.api import Model
 from ddaebm.model.errors import InputError
-from ddaebm.model.inputs import Images, is_array
+from ddaebm.model.images.inputs import Images, is_array
 
 
 class Detector:

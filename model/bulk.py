@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError, DataError, ImageError
 from ddaebm.model.files import write_file, write_stream, write_zip
-from ddaebm.model.formats import Entry
-from ddaebm.model.images import Contract, Decoded, encode_png, make_grid
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import Decoded
+from ddaebm.model.images.encode import encode_png, make_grid
+from ddaebm.model.images.formats import Entry
+from ddaebm.model.images.readers import decode_entry, entries
 from ddaebm.model.noise import seeds_at
 from ddaebm.model.parallel import in_order
 from ddaebm.model.progress import Tick
-from ddaebm.model.readers import decode_entry, entries
 
 T = TypeVar("T")
 

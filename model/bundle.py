@@ -26,11 +26,11 @@ from ddaebm.model.errors import (
     BundleVersionError,
     ConfigError,
 )
-from ddaebm.model.explain import Explainer
 from ddaebm.model.files import read_arrays, write_folder
-from ddaebm.model.images import Contract
-from ddaebm.model.pixels import Pixels
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.ood.explain import Explainer
+from ddaebm.model.ood.pixels import Pixels
+from ddaebm.model.ood.scoring import Scorer
 
 FORMAT_VERSION = 5
 MANIFEST = "bundle.json"

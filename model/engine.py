@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from ddaebm.model.bundle import Bundle
 from ddaebm.model.errors import ConfigError
-from ddaebm.model.explain import Explainer
-from ddaebm.model.images import Contract
-from ddaebm.model.runtime import Explained, OnnxEngine, Scores
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.ood.explain import Explainer
+from ddaebm.model.ood.levels import Explained, Scores
+from ddaebm.model.ood.scoring import Scorer
+from ddaebm.model.runtime import OnnxEngine
 
 BACKENDS = ("onnx", "torch")
 
@@ -62,7 +63,7 @@ def load_engine(
     if backend == "onnx":
         return OnnxEngine(bundle, device, threads, tensorrt_cache)
     try:
-        from ddaebm.model.torch_engine import TorchEngine  # here, since ONNX Runtime needs no torch
+        from ddaebm.model.nets.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"backend=torch needs {error.name}, which is not installed: pip install -c constraints.txt '.[torch]'"

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import WEIGHTS, Bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError
-from ddaebm.model.images import from_unit
+from ddaebm.model.images.arrays import from_unit
 from ddaebm.model.noise import image_seeds
+from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels
 from ddaebm.model.parallel import usable_cores
-from ddaebm.model.pixels import Pixels
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.sampling import sample as run_steps
 from ddaebm.model.schedule import make_schedule
-from ddaebm.model.scoring import Scorer, fine_detail, statistics
 
 Session: TypeAlias = ort.InferenceSession
 StepCallback: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], object]
@@ -42,29 +41,6 @@ _PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt"
 # T of each, hands to the next, and the sampler takes twice the memory for no gain (docs/performance.md).
 _CACHED_ROWS = 16
 _GPU_EXTRA = "install the extra gpu in place of cpu (docs/gpu.md)"
-
-
-class LevelStatistics(NamedTuple):
-    """What the energy network says of B images at all T noise levels."""
-
-    energies: NDArray[np.float32]  # (B, T)
-    energy_map: NDArray[np.float32]  # (B, T, H, W), sums to the energies
-    features: NDArray[np.float32]  # (B, T, F)
-
-
-class Scores(NamedTuple):
-    energies: NDArray[np.float32]  # (B, T)
-    ood_score: NDArray[np.float64]  # (B,)
-    p_value: NDArray[np.float64]  # (B,)
-
-
-class Explained(NamedTuple):
-    """`Scores`, and where the energy sits."""
-
-    energies: NDArray[np.float32]  # (B, T)
-    ood_score: NDArray[np.float64]  # (B,)
-    p_value: NDArray[np.float64]  # (B,)
-    energy_map: NDArray[np.float32]  # (B, T, H, W)
 
 
 def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
@@ -249,17 +225,6 @@ class OnnxEngine:
         """Run both ends of the batch sizes, so that TensorRT builds for every size between them."""
         for batch in {1, max_batch}:
             self.score(self.sample(image_seeds(0, batch)))
-
-
-def explain_levels(scorer: Scorer, pixels: Pixels, images: NDArray[np.uint8], levels: LevelStatistics) -> Explained:
-    ood_score = scorer.ood_score(score_rows(images, levels, pixels))
-    return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
-
-
-def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
-    """What the score is computed of, (B, T + T·F + 2T + 1): log energies, features, statistics of pixels, detail."""
-    known, of_pixels = statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)
-    return np.hstack([known, of_pixels, fine_detail(images)])
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ddaebm.model.bulk import Scored
 from ddaebm.model.errors import DataError
-from ddaebm.model.scoring import fdr_threshold
+from ddaebm.model.ood.conformal import fdr_threshold
 
 
 @dataclass(frozen=True, slots=True)

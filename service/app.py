@@ -16,12 +16,12 @@ from ddaebm import __version__
 from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError
-from ddaebm.service import errors
-from ddaebm.service.batching import Batcher
-from ddaebm.service.bodies import Bodies
-from ddaebm.service.engine import load_engine, plan_workers
+from ddaebm.service.http import errors
+from ddaebm.service.http.bodies import Bodies
+from ddaebm.service.http.middleware import RequestMiddleware
 from ddaebm.service.metrics import Metrics
-from ddaebm.service.middleware import RequestMiddleware
+from ddaebm.service.queue.batching import Batcher
+from ddaebm.service.registry import load_engine, plan_workers
 from ddaebm.service.routes import models, probes, samples, scores, v2
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Engines, Service

@@ -10,7 +10,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from ddaebm.service.scheduling import Operation
+from ddaebm.service.queue.scheduling import Operation
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a series of timestamps for each counter, which nobody reads
 

@@ -16,8 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from ddaebm.service.http.protocol import Connections, HttpProtocol
 from ddaebm.service.logs import log_config
-from ddaebm.service.protocol import Connections, HttpProtocol
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Service
 

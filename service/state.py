@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import DdaebmError
-from ddaebm.model.runtime import Explained, Scores
-from ddaebm.service.admission import QueueFullError
-from ddaebm.service.batching import Batcher, BatcherStoppedError
-from ddaebm.service.drift import Drift
-from ddaebm.service.errors import CLIENT_GONE, Problem
+from ddaebm.model.ood.drift import Drift
+from ddaebm.model.ood.levels import Explained, Scores
+from ddaebm.service.http.errors import CLIENT_GONE, Problem
 from ddaebm.service.metrics import Metrics
-from ddaebm.service.scheduling import KINDS, Arrays, Operation
+from ddaebm.service.queue.admission import QueueFullError
+from ddaebm.service.queue.batching import Batcher, BatcherStoppedError
+from ddaebm.service.queue.scheduling import KINDS, Arrays, Operation
 from ddaebm.service.settings import Settings
 
 logger = logging.getLogger("ddaebm")

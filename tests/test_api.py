@@ -16,7 +16,7 @@ from PIL import Image
 
 import ddaebm
 from ddaebm.model.bundle import load_bundle
-from ddaebm.model.images import encode_png
+from ddaebm.model.images.encode import encode_png
 from ddaebm.model.noise import normals
 from ddaebm.model.sampling import draw_noise
 

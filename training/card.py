@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.ood.scoring import Scorer
 
 
 def model_card(

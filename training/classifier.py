@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ddaebm.model.errors import DataError
 from ddaebm.model.files import write_file
-from ddaebm.model.images import Contract
+from ddaebm.model.images.contract import Contract
 from ddaebm.model.noise import permutation, random_word
 from ddaebm.training.data import split, to_tensor
 from ddaebm.training.labels import Labelled

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import DataError
-from ddaebm.model.images import Contract, to_unit
+from ddaebm.model.images.arrays import to_unit
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import permutation, random_word
-from ddaebm.model.readers import read_images
 from ddaebm.training.config import TrainConfig
 
 SPLIT_SEED = 20_240_302  # fixed for ever: changing it moves images between training and calibration

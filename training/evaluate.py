@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from ddaebm.model.calibration import level_rows
-from ddaebm.model.pixels import Pixels
-from ddaebm.model.runtime import Session
-from ddaebm.model.scoring import Scorer, false_alarm_interval
+from ddaebm.model.ood.calibration import LevelsOf, level_rows
+from ddaebm.model.ood.conformal import false_alarm_interval
+from ddaebm.model.ood.pixels import Pixels
+from ddaebm.model.ood.scoring import Scorer
 
 ALPHAS = (0.01, 0.05, 0.1)
 
@@ -22,7 +22,7 @@ def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
 
 
 def ood_report(
-    energy: Session,
+    levels_of: LevelsOf,
     pixels: Pixels,
     scorer: Scorer,
     num_steps: int,
@@ -34,7 +34,7 @@ def ood_report(
     Args:
         test: in-distribution images that training and calibration never saw, (N, H, W, C).
     """
-    inside = level_rows(energy, pixels, test)
+    inside = level_rows(levels_of, pixels, test)
     inside_p = scorer.p_value(scorer.ood_score(inside))
     size = len(scorer.calibration_scores)
     possible = [alpha for alpha in ALPHAS if alpha >= scorer.smallest_p]
@@ -44,7 +44,7 @@ def ood_report(
         alarms.append({"alpha": alpha, "observed": float((inside_p <= alpha).mean()), "low": low, "high": high})
     sets = {}
     for name, images in ood.items():
-        outside = level_rows(energy, pixels, images)
+        outside = level_rows(levels_of, pixels, images)
         scores = scorer.ood_score(outside)
         sets[name] = {
             "images": len(images),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ddaebm.model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
-from ddaebm.model.calibration import fit
 from ddaebm.model.errors import CheckpointError
 from ddaebm.model.files import encode_npy
-from ddaebm.model.images import encode_png, fingerprints, make_grid
+from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.images.encode import encode_png, make_grid
+from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import make_session, run_sampler
+from ddaebm.model.ood.calibration import fit
+from ddaebm.model.runtime import level_statistics, make_session, run_sampler
 from ddaebm.training import checkpoint
 from ddaebm.training.card import model_card
 from ddaebm.training.classifier import read_classifier
@@ -29,7 +31,7 @@ from ddaebm.training.quality import quality_report
 from ddaebm.training.recipes import IMAGES, make_config
 from ddaebm.training.start import seen_before
 from ddaebm.training.step import TrainState, make_state
-from ddaebm.training.tracing import make_graphs, parity, require_parity, to_onnx
+from ddaebm.training.to_onnx import make_graphs, parity, require_parity, to_onnx
 
 
 def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
@@ -80,8 +82,8 @@ def export(
         raise CheckpointError(f"{run}: a model of points has no bundle; only images are served")
     splits = split(load_data(data or config.data, network))
     files, errors = make_files(config, state)
-    energy = make_session("energy.onnx", files)
-    pixels, scorer, explainer = fit(energy, splits.reference, splits.calibration)
+    levels_of = partial(level_statistics, make_session("energy.onnx", files))
+    pixels, scorer, explainer = fit(levels_of, splits.reference, splits.calibration)
     seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference), seen_before(run)])
     files["trained_on.npy"] = encode_npy(np.unique(seen))
 
@@ -92,7 +94,7 @@ def export(
         wanted = contract(network)
         others = {label: read_images(path, wanted) for label, path in (ood or {}).items()}
         images = read_images(test, wanted)
-        report = ood_report(energy, pixels, scorer, network.num_steps, images, others)
+        report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
         if classifier:
             sampler = make_session("sampler.onnx", files)
             report["samples"] = quality_report(

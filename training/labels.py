@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.errors import DataError
-from ddaebm.model.images import Contract
-from ddaebm.model.readers import entries, find_idx, read_images
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.readers import entries, find_idx, read_images
 
 
 class Labelled(NamedTuple):
@@ -25,7 +25,7 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(path: str | Path, contract: Contract) -> Labelled:
-    """All images of `path`, as `model.readers.read_images` takes them, with their classes.
+    """All images of `path`, as `model.images.readers.read_images` takes them, with their classes.
 
     Raises:
         DataError: as `read_images`; no labels beside an IDX file; files that lie in fewer than two folders.

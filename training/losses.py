@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.nets.diffusion import Diffusion
 
 GradientPenalty = str  # "r1" | "conditional"
 

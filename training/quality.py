@@ -10,7 +10,7 @@ from torch import Tensor
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
 from ddaebm.training.classifier import Classifier, describe_images
-from ddaebm.training.metrics import frechet_distance, kernel_distance, precision_recall
+from ddaebm.training.modes import frechet_distance, kernel_distance, precision_recall
 
 BATCH = 250
 COUNTED = 1_000  # samples whose classes are counted

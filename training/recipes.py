@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import ConfigError
-from ddaebm.model.images import Contract
+from ddaebm.model.images.contract import Contract
 from ddaebm.training.config import TrainConfig
 
 

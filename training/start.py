@@ -9,7 +9,7 @@ from safetensors.torch import load
 from ddaebm.model.bundle import Bundle
 from ddaebm.model.errors import ConfigError, DataError
 from ddaebm.model.files import write_file
-from ddaebm.model.images import fingerprints
+from ddaebm.model.images.arrays import fingerprints
 from ddaebm.training import checkpoint
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.data import Splits

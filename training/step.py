@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddaebm.model.diffusion import Diffusion
-from ddaebm.model.networks import EnergyNet, Generator, Networks
+from ddaebm.model.nets.diffusion import Diffusion
+from ddaebm.model.nets.networks import EnergyNet, Generator, Networks
 from ddaebm.model.noise import random_word
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.losses import (

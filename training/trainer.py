@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddaebm.model.diffusion import Diffusion
 from ddaebm.model.errors import ConfigError, NonFiniteLossError
 from ddaebm.model.files import encode_npy
-from ddaebm.model.graphs import to_pixels
-from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.images.encode import encode_png, make_grid
+from ddaebm.model.nets.diffusion import Diffusion
+from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.sampling import draw_noise, sample
 from ddaebm.model.schedule import make_schedule

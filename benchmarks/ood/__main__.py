@@ -26,21 +26,19 @@ from benchmarks.ood.report import ORDINARY, STRANGE, compare, discoveries, false
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
 from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.files import write_file
+from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import permutation
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import Splits, split
 
 
-def read_mixed(path: str, runtime: BundleRuntime) -> Images:
+def read_mixed(path: str, runtime: OnnxEngine) -> Images:
     """In a fixed random order: a folder may have its classes one after another."""
     images = read_images(path, runtime.bundle.contract)
     return images[permutation(len(images), seed=0)]
 
 
-def measure(
-    runtime: BundleRuntime, parts: Splits, whole: Images, named: dict[str, Images], count: int
-) -> dict[str, Any]:
+def measure(runtime: OnnxEngine, parts: Splits, whole: Images, named: dict[str, Images], count: int) -> dict[str, Any]:
     """Everything that the report says, as JSON; `count` images a set, false alarms on the `whole` test set."""
     known, all_test = look(runtime, parts.reference), look(runtime, whole)
     test = all_test.first(count)
@@ -92,7 +90,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, metavar="FILE", help="PNG of images of each set")
     parser.add_argument("-n", type=int, default=2_000, help="images of each set")
     args = parser.parse_args()
-    runtime = BundleRuntime(load_bundle(find_bundle(args.bundle)), device="cpu", threads=1)
+    runtime = OnnxEngine(load_bundle(find_bundle(args.bundle)), device="cpu", threads=1)
     parts = split(read_images(args.train, runtime.bundle.contract))
     if parts.digests() != runtime.bundle.splits:
         parser.error("--train is not what the bundle was trained on")

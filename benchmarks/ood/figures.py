@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.ood.peers import OURS
 from benchmarks.ood.sets import Images
-from ddaebm.model.images import make_grid
+from ddaebm.model.images.encode import make_grid
 
 LOW, HIGH = 0.02, 0.9995  # of the axis: what is beyond is drawn at the end
 TICKS = (0.02, 0.1, 0.5, 0.9, 0.99, HIGH)

@@ -20,11 +20,12 @@ from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.peers import png_bytes
 from benchmarks.ood.sets import Images, make_sets
 from ddaebm.model.bundle import find_bundle, load_bundle
-from ddaebm.model.calibration import BATCH
 from ddaebm.model.files import write_file
-from ddaebm.model.readers import read_images
-from ddaebm.model.runtime import BundleRuntime, LevelStatistics
-from ddaebm.model.scoring import fine_detail, fit_scorer, statistics
+from ddaebm.model.images.readers import read_images
+from ddaebm.model.ood.calibration import BATCH
+from ddaebm.model.ood.levels import LevelStatistics
+from ddaebm.model.ood.scoring import fine_detail, fit_scorer, statistics
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import Splits, split
 from ddaebm.training.evaluate import auroc
 
@@ -129,7 +130,7 @@ def map_statistics(energy_map: NDArray[np.floating], known: Pixels) -> dict[str,
     return found
 
 
-def look(runtime: BundleRuntime, parts: Splits, count: int) -> Rows:
+def look(runtime: OnnxEngine, parts: Splits, count: int) -> Rows:
     """Rows and map statistics of reference images, of `count` choice images, and of transforms of `count` others."""
     known = [runtime.level_statistics(parts.reference[i : i + BATCH]) for i in range(0, len(parts.reference), BATCH)]
     pixels = fit_pixels([levels.energy_map for levels in known])
@@ -221,7 +222,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("-n", type=int, default=1_000, help="choice images, and as many others in each transform")
     args = parser.parse_args()
-    runtime = BundleRuntime(load_bundle(find_bundle(args.bundle)), device="cpu")
+    runtime = OnnxEngine(load_bundle(find_bundle(args.bundle)), device="cpu")
     bundle = runtime.bundle
     kept = args.out / f"{bundle.digest[:12]}-{args.n}.npz"
     if not kept.exists():

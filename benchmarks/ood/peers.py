@@ -15,10 +15,11 @@ from sklearn.svm import OneClassSVM
 from torch import nn
 
 from benchmarks.ood.sets import Images
-from ddaebm.model.calibration import BATCH
-from ddaebm.model.images import encode_png
-from ddaebm.model.runtime import BundleRuntime, score_rows
-from ddaebm.model.scoring import fit_scorer, weights_beside
+from ddaebm.model.images.encode import encode_png
+from ddaebm.model.ood.calibration import BATCH
+from ddaebm.model.ood.levels import score_rows
+from ddaebm.model.ood.scoring import fit_scorer, weights_beside
+from ddaebm.model.runtime import OnnxEngine
 
 Floats = NDArray[np.floating]
 Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)
@@ -58,7 +59,7 @@ class Looked:
         return replace(self, images=self.images[:count], rows=self.rows[:count], seconds=self.seconds * share)
 
 
-def look(runtime: BundleRuntime, images: Images) -> Looked:
+def look(runtime: OnnxEngine, images: Images) -> Looked:
     rows, began = [], time.process_time()
     for i in range(0, len(images), BATCH):
         found = runtime.level_statistics(images[i : i + BATCH])

@@ -9,7 +9,7 @@ from scipy.stats import betabinom
 from sklearn.metrics import average_precision_score, roc_curve
 
 from benchmarks.ood.peers import OURS, Detector, Floats, Looked
-from ddaebm.model.scoring import fdr_threshold
+from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.training.evaluate import auroc
 
 ORDINARY, STRANGE = 90, 10  # images in a batch that `fdr` judges

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
-from ddaebm.model.images import Contract, decode, encode_png, make_grid
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import decode
+from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.runtime import BundleRuntime
+from ddaebm.model.runtime import OnnxEngine
 
 MAX_BATCH = 64  # of every server: the default of this service's DDAEBM_MAX_BATCH
 WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))  # copies of the model, each with its own batches
@@ -34,7 +36,7 @@ class Job:
     def __init__(self) -> None:
         bundle = open_bundle()
         self.contract = bundle.contract
-        self.runtime = BundleRuntime(bundle, threads=int(os.environ["BENCH_THREADS"]))
+        self.runtime = OnnxEngine(bundle, threads=int(os.environ["BENCH_THREADS"]))
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(B,) -> (B, H, W, C)."""

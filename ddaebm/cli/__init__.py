@@ -11,8 +11,8 @@ import typer
 
 from ddaebm.cli.figures import reproduce
 from ddaebm.cli.gates import calibrate
-from ddaebm.cli.images import sample, score
-from ddaebm.cli.models import classifier, evaluate, export, train
+from ddaebm.cli.lifecycle import classifier, evaluate, export, train
+from ddaebm.cli.offline import sample, score
 from ddaebm.cli.serving import key, serve
 from ddaebm.model.errors import DdaebmError
 

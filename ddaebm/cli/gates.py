@@ -17,9 +17,9 @@ def calibrate(
 ) -> None:
     """Give a bundle the p-values of your own images, without training; what it computes stays the same."""
     from ddaebm.model.bundle import find_bundle, load_bundle
-    from ddaebm.model.calibration import calibrate as make
-    from ddaebm.model.readers import read_images
-    from ddaebm.model.scoring import false_alarm_interval
+    from ddaebm.model.images.readers import read_images
+    from ddaebm.model.ood.conformal import false_alarm_interval
+    from ddaebm.model.recalibration import calibrate as make
 
     if not 1e-9 <= alpha < 1:
         raise typer.BadParameter("--alpha must lie between 0 and 1")

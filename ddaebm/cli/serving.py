@@ -44,7 +44,7 @@ def serve(
 
 def key() -> None:
     """Make an API key: one line for the client, one for the service, which never needs the key itself."""
-    from ddaebm.service.auth import make_key
+    from ddaebm.service.http.auth import make_key
 
     secret, hashed = make_key()
     print(f"Authorization: Bearer {secret}\nDDAEBM_API_KEYS={hashed}")

@@ -5,8 +5,8 @@ import dataclasses
 from fastapi import APIRouter
 
 from ddaebm.model.engine import Engine
-from ddaebm.model.scoring import false_alarm_interval
-from ddaebm.service.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
+from ddaebm.model.ood.conformal import false_alarm_interval
+from ddaebm.service.http.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
 from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["models"])

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from ddaebm.service.errors import Problem
-from ddaebm.service.schemas import Status
+from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.schemas import Status
 from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["probes"])

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from ddaebm.model.bulk import sample_name
 from ddaebm.model.engine import Engine
 from ddaebm.model.files import encode_npy, write_zip
-from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.noise import MAX_SEED, image_seeds
-from ddaebm.model.runtime import Scores
-from ddaebm.service.errors import Problem
-from ddaebm.service.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
-from ddaebm.service.scheduling import Operation
-from ddaebm.service.schemas import SampledImage, SampleRequest, SampleResponse
+from ddaebm.model.ood.levels import Scores
+from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
+from ddaebm.service.http.schemas import SampledImage, SampleRequest, SampleResponse
+from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.state import Service, Shared
 
 router = APIRouter(tags=["samples"])

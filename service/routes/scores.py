@@ -13,18 +13,19 @@ from fastapi import APIRouter, Query, Request
 
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ImageError, ImageTooLargeError
-from ddaebm.model.explain import overlay
-from ddaebm.model.formats import Entry
-from ddaebm.model.images import Contract, Decoded, convert, encode_png
-from ddaebm.model.readers import open_entry
-from ddaebm.model.runtime import Explained, Scores
-from ddaebm.model.scoring import fdr_threshold
-from ddaebm.service.errors import Problem
-from ddaebm.service.scheduling import Operation
-from ddaebm.service.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import Decoded, convert
+from ddaebm.model.images.encode import encode_png, overlay
+from ddaebm.model.images.formats import Entry
+from ddaebm.model.images.readers import open_entry
+from ddaebm.model.ood.conformal import fdr_threshold
+from ddaebm.model.ood.levels import Explained, Scores
+from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
+from ddaebm.service.http.uploads import REQUEST_BODY, decoding, read_uploads
+from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Deadline, Shared
-from ddaebm.service.uploads import REQUEST_BODY, decoding, read_uploads
 
 router = APIRouter(tags=["scores"])
 

@@ -13,13 +13,13 @@ from fastapi import APIRouter, Request, Response
 
 from ddaebm.model.engine import Engine
 from ddaebm.model.noise import MAX_SEED
-from ddaebm.model.runtime import Scores
-from ddaebm.service.errors import Problem
-from ddaebm.service.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
-from ddaebm.service.scheduling import Operation
-from ddaebm.service.schemas import MAX_SAMPLES
+from ddaebm.model.ood.levels import Scores
+from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
+from ddaebm.service.http.schemas import MAX_SAMPLES
+from ddaebm.service.http.uploads import decoding, read_body
+from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.state import InferStatistics, Service, Shared
-from ddaebm.service.uploads import decoding, read_body
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 

@@ -17,10 +17,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddaebm.model.images import encode_png, make_grid
+from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.scoring import fdr_threshold
-from ddaebm.service.auth import hash_key
+from ddaebm.model.ood.conformal import fdr_threshold
+from ddaebm.service.http.auth import hash_key
 from ddaebm.service.settings import Settings
 from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
 

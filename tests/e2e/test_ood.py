@@ -14,7 +14,7 @@ from benchmarks.ood import forms
 from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.report import discoveries, false_alarms, told_apart
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
-from ddaebm.model.pixels import fit_pixels
+from ddaebm.model.ood.pixels import fit_pixels
 from ddaebm.training.data import load_data
 from ddaebm.training.recipes import make_config
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.classifier import train_classifier, write_classifier
 from ddaebm.training.data import load_data

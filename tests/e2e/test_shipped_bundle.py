@@ -10,9 +10,9 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from ddaebm.model.bundle import SHIPPED, Bundle, find_bundle, load_bundle
-from ddaebm.model.images import make_grid
+from ddaebm.model.images.encode import make_grid
+from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.readers import read_images
 from ddaebm.model.runtime import OnnxEngine
 from ddaebm.service.app import create_app
 from ddaebm.service.settings import Settings

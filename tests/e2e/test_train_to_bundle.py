@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddaebm.model.images import encode_png
+from ddaebm.model.images.encode import encode_png
 from tests.e2e.conftest import COMMAND, PATIENCE, Cli, check_failure, environment, run_cli
 
 TINY = ["network.num_steps=2", "network.widths=8", "network.norm_groups=2", "batch_size=4", "checkpoint_every=1"]

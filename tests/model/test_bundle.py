@@ -20,11 +20,11 @@ from ddaebm.model.errors import (
     BundlePathError,
     BundleVersionError,
 )
-from ddaebm.model.explain import Explainer
 from ddaebm.model.files import encode_npy
-from ddaebm.model.images import Contract
-from ddaebm.model.pixels import Pixels
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.ood.explain import Explainer
+from ddaebm.model.ood.pixels import Pixels
+from ddaebm.model.ood.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
 SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.ones((2, 3)), np.arange(10.0))

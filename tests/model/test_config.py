@@ -94,7 +94,7 @@ def test_every_field_is_read_by_the_source() -> None:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     read: set[str] = set()
     folder = Path(ddaebm.model.config.__file__).parent
-    for file in folder.glob("*.py"):
+    for file in folder.rglob("*.py"):
         if file.name != "config.py":  # validating a setting is not using it
             read |= config_reads(file)
     assert fields - read == set()

@@ -16,10 +16,10 @@ import torch
 import ddaebm.model.runtime
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
-from ddaebm.model.graphs import to_pixels
+from ddaebm.model.nets.graphs import to_pixels
+from ddaebm.model.ood.scoring import fine_detail
 from ddaebm.model.runtime import OnnxEngine, choose_providers, engine_cache
 from ddaebm.model.schedule import make_schedule
-from ddaebm.model.scoring import fine_detail
 from ddaebm.training.data import load_data, split, to_tensor
 from ddaebm.training.export import load_run
 from ddaebm.training.trainer import generate

@@ -17,14 +17,15 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from ddaebm.model.explain import fit_explainer
-from ddaebm.model.images import Contract, encode_png
-from ddaebm.model.pixels import Pixels
-from ddaebm.model.runtime import Explained, Scores
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.encode import encode_png
+from ddaebm.model.ood.explain import fit_explainer
+from ddaebm.model.ood.levels import Explained, Scores
+from ddaebm.model.ood.pixels import Pixels
+from ddaebm.model.ood.scoring import Scorer
 from ddaebm.service.app import create_app
-from ddaebm.service.batching import Batcher
-from ddaebm.service.scheduling import Arrays
+from ddaebm.service.queue.batching import Batcher
+from ddaebm.service.queue.scheduling import Arrays
 from ddaebm.service.settings import Settings
 
 PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ddaebm.service.batching import Batcher, BatcherStoppedError
+from ddaebm.service.queue.batching import Batcher, BatcherStoppedError
 from tests.service.conftest import PATIENCE, Squares, in_thread, occupy, rows, run, wait_until
 
 

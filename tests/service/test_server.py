@@ -11,7 +11,8 @@ import uvicorn
 from PIL import Image, TiffImagePlugin
 from starlette.testclient import TestClient
 
-from ddaebm.model.images import Contract, decode
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import decode
 from ddaebm.service.server import Server, allow_open_files, configure_pillow
 from tests.service.conftest import check_problem
 

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ddaebm.service.app import create_app
-from ddaebm.service.batching import Batcher
-from ddaebm.service.scheduling import Job, Operation
+from ddaebm.service.queue.batching import Batcher
+from ddaebm.service.queue.scheduling import Job, Operation
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import is_low
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hypothesis import HealthCheck, given, settings
 
-from ddaebm.service.openinference import HEADER_LENGTH
+from ddaebm.service.http.openinference import HEADER_LENGTH
 from tests.e2e.conftest import Running
 from tests.service.conftest import check_problem
 from tests.stress.bodies import ARRAYS, IMAGES, TENSORS, Body, damaged

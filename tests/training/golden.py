@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import batch_at, load_data, split, to_tensor
 from ddaebm.training.recipes import make_config

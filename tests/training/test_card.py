@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.ood.scoring import Scorer
 from ddaebm.training.card import model_card
 
 SCORER = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(249.0))

@@ -8,7 +8,7 @@ import torch
 
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import DataError
-from ddaebm.model.graphs import to_pixels
+from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.training.data import batch_at, contract, load_data, split, to_tensor
 from ddaebm.training.recipes import make_config
 

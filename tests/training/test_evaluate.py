@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ddaebm.model.bundle import load_bundle
+from ddaebm.model.ood.conformal import false_alarm_interval
 from ddaebm.model.runtime import OnnxEngine
-from ddaebm.model.scoring import false_alarm_interval
 from ddaebm.training.data import load_data, split
 from ddaebm.training.evaluate import auroc, ood_report
 
@@ -30,7 +30,9 @@ def test_report_is_what_the_scores_say(runtime: OnnxEngine) -> None:
     inside = split(load_data("shapes", runtime.bundle.config)).choice
     outside = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
     scorer = runtime.bundle.scorer
-    report = ood_report(runtime.energy, runtime.bundle.pixels, scorer, 4, inside, {"noise": outside, "itself": inside})
+    report = ood_report(
+        runtime.level_statistics, runtime.bundle.pixels, scorer, 4, inside, {"noise": outside, "itself": inside}
+    )
     a, b = runtime.score(inside), runtime.score(outside)
 
     assert report["test_images"] == len(inside)
@@ -50,6 +52,6 @@ def test_an_alpha_that_can_never_fire_is_left_out(runtime: OnnxEngine) -> None:
     whole = runtime.bundle.scorer
     scorer = dataclasses.replace(whole, calibration_scores=whole.calibration_scores[:30])
     images = load_data("shapes", runtime.bundle.config)[:10]
-    report = ood_report(runtime.energy, runtime.bundle.pixels, scorer, 4, images, {"same": images})
+    report = ood_report(runtime.level_statistics, runtime.bundle.pixels, scorer, 4, images, {"same": images})
     assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]
     assert set(report["ood"]["same"]["detected"]) == {"0.05", "0.1"}

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 import ddaebm
 from ddaebm.model.bundle import WEIGHTS, load_bundle
 from ddaebm.model.errors import CheckpointError, ParityError
-from ddaebm.model.images import fingerprints
-from ddaebm.model.networks import Generator
+from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.nets.networks import Generator
 from ddaebm.model.runtime import Session, make_session
 from ddaebm.training import checkpoint
 from ddaebm.training.data import load_data, split
 from ddaebm.training.export import export, load_run, make_files, train_command
 from ddaebm.training.recipes import make_config
 from ddaebm.training.step import make_state
-from ddaebm.training.tracing import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity
+from ddaebm.training.to_onnx import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity
 
 
 def open_graph(bundle: Path, name: str) -> Session:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ddaebm.model.errors import DataError
-from ddaebm.model.images import Contract, encode_png
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.encode import encode_png
 from ddaebm.training.labels import read_labelled
 
 GREY = Contract(4, 4, 1)

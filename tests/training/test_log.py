@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddaebm.model.images import encode_png
+from ddaebm.model.images.encode import encode_png
 from ddaebm.training.log import RunLog, seconds_logged
 
 METRICS = {"seconds_per_step": 0.5, "energy_gen": 3.0, "energy_real": 1.0}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from ddaebm.model.config import ModelConfig
-from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.losses import (
     contrast,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ddaebm.model.blocks import Attention
-from ddaebm.model.diffusion import Diffusion
-from ddaebm.model.networks import Networks
+from ddaebm.model.nets.blocks import Attention
+from ddaebm.model.nets.diffusion import Diffusion
+from ddaebm.model.nets.networks import Networks
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.recipes import make_config
 from ddaebm.training.step import draw, make_state, train_step

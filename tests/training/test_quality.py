@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from ddaebm.model.noise import image_seeds
 from ddaebm.training.classifier import Classifier, describe_images, train_classifier
-from ddaebm.training.metrics import frechet_distance, kernel_distance, precision_recall
+from ddaebm.training.modes import frechet_distance, kernel_distance, precision_recall
 from ddaebm.training.quality import quality_report
 from tests.training.test_classifier import bars
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ddaebm.model.errors import ConfigError
-from ddaebm.model.images import Contract
-from ddaebm.model.networks import EnergyNet, Generator, Networks
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.nets.networks import EnergyNet, Generator, Networks
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.recipes import RECIPES, make_config
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from ddaebm.model.diffusion import Diffusion
+from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import load_data, split, to_tensor
 from ddaebm.training.losses import forward_kl, gaussian_log_prob

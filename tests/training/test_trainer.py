@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ddaebm.model.diffusion import Diffusion
 from ddaebm.model.errors import CheckpointError, ConfigError, NonFiniteLossError
+from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.checkpoint import list_checkpoints, resume, save, write_config
 from ddaebm.training.config import TrainConfig

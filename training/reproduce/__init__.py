@@ -1,4 +1,4 @@
-"""The paper's figures: a module each, whose `reproduce` has the options that its command takes."""
+"""The paper's figures. Each module has a function `reproduce` whose parameters are the options of its command."""
 
 import importlib
 import inspect
@@ -9,30 +9,30 @@ from typing import Any
 from ddaebm.model.errors import ConfigError
 
 FIGURES = {
-    "toy": "Figure 1",
-    "nice": "Figure 2",
-    "samples": "Figure 3",
-    "noise": "Figure 4",
-    "steps": "Figure 5",
-    "ablations": "what each part of the loss is for",
-}
+    "toy": "fig1_toy",
+    "nice": "fig2_nice",
+    "samples": "fig3_samples",
+    "noise": "fig4_noise",
+    "steps": "fig5_steps",
+    "ablations": "ablations",
+}  # name on the command line -> module
 
 
 class UsageError(ConfigError):
-    """What was asked for cannot be meant."""
+    """Invalid combination of command-line options."""
 
 
 def reproduce(figure: str, out: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Make `figure` in the folder `out`, with those `options` that were given; the contents of its metrics.json.
+    """Make `figure` in the folder `out` and return the contents of its metrics.json.
 
     Raises:
         UsageError: no such figure, or an option that it does not have.
         DdaebmError: as the figure's own `reproduce`.
-        KeyboardInterrupt: it was stopped; the same call goes on.
+        KeyboardInterrupt: stopped; the same call resumes.
     """
     if figure not in FIGURES:
         raise UsageError(f"no figure {figure!r}; there are {', '.join(FIGURES)}")
-    module = importlib.import_module(f"ddaebm.training.reproduce.{figure}")
+    module = importlib.import_module(f"ddaebm.training.reproduce.{FIGURES[figure]}")
     known = list(inspect.signature(module.reproduce).parameters)[1:]
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"the figure {figure} has no --{unknown[0]}; it takes {', '.join(f'--{k}' for k in known)}")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ddaebm.model.bundle import Bundle
 from ddaebm.model.errors import ConfigError, DataError
 from ddaebm.model.files import read_arrays, write_file
-from ddaebm.model.graphs import to_pixels
-from ddaebm.model.images import make_grid
-from ddaebm.model.networks import EnergyNet, Generator
+from ddaebm.model.images.encode import make_grid
+from ddaebm.model.nets.graphs import to_pixels
+from ddaebm.model.nets.networks import EnergyNet, Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
 from ddaebm.model.sampling import Noise, draw_noise, sample

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddaebm.model.networks import EnergyNet, Levels
+from ddaebm.model.nets.networks import EnergyNet, Levels
 from ddaebm.model.noise import random_word
 from ddaebm.training.data import batch_at, to_tensor
 from ddaebm.training.reproduce.figure import fit, seeded

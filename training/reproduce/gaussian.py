@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ddaebm.model.config import ModelConfig
-from ddaebm.model.mlp import MLP
-from ddaebm.model.networks import Encoder, Generator
+from ddaebm.model.nets.mlp import MLP
+from ddaebm.model.nets.networks import Encoder, Generator
 from ddaebm.model.schedule import make_schedule
 
 

@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddaebm.model.graphs import to_pixels
+from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
 from ddaebm.training.classifier import describe_images, read_classifier
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.data import GAUSSIAN_CENTRES, GAUSSIAN_STD, Splits
-from ddaebm.training.metrics import frechet_distance, grid_kl, mode_report, precision_recall
+from ddaebm.training.modes import frechet_distance, grid_kl, mode_report, precision_recall
+from ddaebm.training.reproduce.fig1_toy import GRID, energy_log_density, log_25_gaussians
 from ddaebm.training.reproduce.figure import Arrays
-from ddaebm.training.reproduce.toy import GRID, energy_log_density, log_25_gaussians
 from ddaebm.training.step import TrainState
 from ddaebm.training.trainer import generate
 
@@ -40,7 +40,7 @@ class OfPoints:
         return {"samples": samples, "log_density": energy_log_density(state.energy_net_ema, GRID)}
 
     def measure(self, found: Arrays) -> Mapping[str, float]:
-        """Those of `training.metrics.mode_report`, and `kl_density`: KL(true ‖ exp(-E)) in nats."""
+        """Those of `training.modes.mode_report`, and `kl_density`: KL(true ‖ exp(-E)) in nats."""
         report = mode_report(found["samples"], GAUSSIAN_CENTRES, GAUSSIAN_STD)
         if "log_density" in found:
             report["kl_density"] = grid_kl(log_25_gaussians(GRID), found["log_density"])

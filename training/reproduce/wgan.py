@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ddaebm.model.networks import Generator
+from ddaebm.model.nets.networks import Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.sampling import draw_noise
 from ddaebm.training.config import TrainConfig

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from starlette.testclient import TestClient
 
-from ddaebm.model.scoring import false_alarm_interval
+from ddaebm.model.ood.conformal import false_alarm_interval
 from tests.service.conftest import FakeEngine, MakeClient, check_problem
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from ddaebm.model.images import make_grid
+from ddaebm.model.images.encode import make_grid
 from ddaebm.model.noise import MAX_SEED, image_seeds
 from tests.service.conftest import (
     FakeEngine,

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ddaebm.model.images import Contract, Decoded, convert, encode_png
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import Decoded, convert
+from ddaebm.model.images.encode import encode_png
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, from_base64, png
 from tests.service.routes.test_scores import URL, npy, score
 

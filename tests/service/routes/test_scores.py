@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ddaebm.model.scoring import Scorer
+from ddaebm.model.ood.scoring import Scorer
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, metric, png
 
 URL = "/v1/scores"

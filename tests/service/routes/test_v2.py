@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from starlette.testclient import TestClient
 
 from ddaebm.model.noise import MAX_SEED
-from ddaebm.service.openinference import HEADER_LENGTH
+from ddaebm.service.http.openinference import HEADER_LENGTH
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, metric, pixels_of
 
 SAMPLER, SCORER = "/v2/models/fake-sampler", "/v2/models/fake-scorer"

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from ddaebm.model.config import ModelConfig
-from ddaebm.model.images import Contract
+from ddaebm.model.images.contract import Contract
 from ddaebm.training.classifier import Classifier, write_classifier
 from ddaebm.training.data import made_shapes
 from ddaebm.training.recipes import make_config
-from ddaebm.training.reproduce import reproduce
+from ddaebm.training.reproduce import FIGURES, reproduce
 from tests.conftest import make_debug_bundle, make_debug_run
 
 FOLDER = Path(__file__).parent / "golden"
@@ -87,7 +87,7 @@ RUNS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 
 def numbers(figure: str, folder: Path, bundle: Path) -> dict[str, Any]:
     """metrics.json of the figure's tiny run, without what depends on the machine or on a file's hash."""
-    module = importlib.import_module(f"ddaebm.training.reproduce.{figure}")
+    module = importlib.import_module(f"ddaebm.training.reproduce.{FIGURES[figure]}")
     with patch.multiple(module, **SMALLER.get(figure, {"__doc__": module.__doc__})):
         metrics = reproduce(figure, folder / figure, RUNS[figure](folder, bundle) | {"device": "cpu"})
     return {k: v for k, v in metrics.items() if k not in (*TIMES, "digest", "classifier")}

@@ -1,0 +1,147 @@
+"""`train`, `export`, `classifier` and `evaluate`: from images to a bundle. They need the training extra."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddaebm.cli.options import BUNDLE, CLASSIFIER, PATH, assignment, parse_size
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="images for your own; debug, toy, toy-paper, fashion-mnist, fashion-mnist-paper;"
+            " cifar10, celeba64, lsun_church128"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="run folder")],
+    data: Annotated[str | None, typer.Option(help=PATH)] = None,
+    size: Annotated[str | None, typer.Option(help="images: N or WIDTHxHEIGHT to resize to; the data's own")] = None,
+    channels: Annotated[int | None, typer.Option(help="images: 1 grey or 3 colour; the data's own")] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    start: Annotated[str | None, typer.Option(help=f"begin with the weights of a bundle: {BUNDLE}")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
+) -> None:
+    """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
+    from ddaebm.model.bundle import find_bundle, load_bundle
+    from ddaebm.model.images.readers import find_contract
+    from ddaebm.training import checkpoint
+    from ddaebm.training.data import describe, load_data, split
+    from ddaebm.training.recipes import IMAGES, make_config
+    from ddaebm.training.start import ENCODER_STEPS, begin
+    from ddaebm.training.trainer import train as run
+
+    overrides = dict(assignment(text) for text in assignments or [])
+    overrides |= {k: str(v) for k, v in {"data": data, "steps": steps, "seed": seed}.items() if v is not None}
+    has_run = bool(checkpoint.list_checkpoints(out))
+    if has_run and not resume:
+        raise typer.BadParameter(f"{out} already holds a run; add --resume to go on with it, or give another --out")
+    if recipe != IMAGES and (size or channels):
+        raise typer.BadParameter(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
+    if channels not in (None, 1, 3):
+        raise typer.BadParameter(f"--channels is 1 (grey) or 3 (colour), not {channels}")
+    form = None
+    if recipe == IMAGES and not has_run:
+        if not data:
+            raise typer.BadParameter(f"the recipe {IMAGES} needs --data PATH")
+        form = find_contract(data, parse_size(size), channels)
+    start_bundle = load_bundle(find_bundle(start)) if start and not has_run else None
+    if start_bundle:
+        overrides = {"start": start_bundle.digest, "encoder_steps": str(ENCODER_STEPS), **overrides}
+    config = (checkpoint.read_config(out) if has_run else make_config(recipe, form)).override(overrides)
+    if config.recipe != recipe:
+        raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
+    parts = split(load_data(config.data, config.network))
+    print(describe(config, parts), file=sys.stderr)
+    if start_bundle:
+        begin(out, start_bundle, config, parts)
+    if resume:
+        print(
+            f"{out}: {'going on with the run in it' if has_run else 'no run in it yet, beginning at step 0'}",
+            file=sys.stderr,
+        )
+    state = run(config, parts.train, out, device)
+    if state.step < config.steps:
+        print(f"{out}: stopped at step {state.step} of {config.steps}; the same command with --resume goes on")
+        raise typer.Exit(130)
+    print(f"{out}: step {state.step}; next: ddaebm export {out} --out BUNDLE")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="run folder of `train`")],
+    out: Annotated[Path, typer.Option(help="bundle folder to write")],
+    name: Annotated[str | None, typer.Option(help="name that clients use; the recipe's by default")] = None,
+    data: Annotated[str | None, typer.Option(help="the training data, if it has moved")] = None,
+    test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
+    ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
+    classifier: Annotated[str | None, typer.Option(help=f"{CLASSIFIER}; for the model card")] = None,
+) -> None:
+    """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
+    from ddaebm.training.export import export as make
+
+    bundle, errors = make(run, out, name, data, test, dict(map(assignment, ood or [])), classifier)
+    for file, error in errors.items():
+        print(f"{file}: relative error {error:.1e} against torch")
+    print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
+
+
+def classifier(
+    data: Annotated[str, typer.Argument(help="the training data: CLASS/FILE, or IDX with its labels beside it")],
+    out: Annotated[Path, typer.Option(help=".safetensors file to write")],
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Train the small classifier that `evaluate` and `export` measure samples by."""
+    from ddaebm.model.images.readers import find_contract
+    from ddaebm.training.classifier import train_classifier, write_classifier
+    from ddaebm.training.labels import read_labelled
+
+    def report(epoch: int, loss: float) -> None:
+        print(f"epoch {epoch}/{epochs}  loss {loss:.4f}", file=sys.stderr)
+
+    labelled = read_labelled(data, find_contract(data))
+    trained, accuracy = train_classifier(labelled, epochs, seed, report)
+    sha256 = write_classifier(out, trained)
+    print(f"{out}: {len(labelled.classes)} classes, right on {accuracy:.4f} of the held-out images; sha256 {sha256}")
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help=f"{BUNDLE}, or a run folder")],
+    data: Annotated[str, typer.Option(help="test images that were not trained on")],
+    ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images")] = None,
+    classifier: Annotated[str | None, typer.Option(help=f"{CLASSIFIER}; needs --train")] = None,
+    train: Annotated[str | None, typer.Option(help="the training data, whose held-out part is the floor")] = None,
+    samples: Annotated[int, typer.Option("-n", min=2, help="samples to measure")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
+) -> None:
+    """False alarms and AUROC of the OOD score, and how near samples come to real images, as JSON."""
+    from ddaebm.model.images.readers import read_images
+    from ddaebm.model.runtime import OnnxEngine
+    from ddaebm.training.classifier import read_classifier
+    from ddaebm.training.data import split
+    from ddaebm.training.evaluate import ood_report
+    from ddaebm.training.export import open_model
+    from ddaebm.training.quality import quality_report
+
+    if (classifier is None) != (train is None):
+        raise typer.BadParameter("--classifier and --train go together: samples are measured beside held-out images")
+    with open_model(source) as loaded:
+        others = {label: read_images(path, loaded.contract) for label, path in map(assignment, ood or [])}
+        test = read_images(data, loaded.contract)
+        runtime = OnnxEngine(loaded)
+        report = ood_report(
+            runtime.level_statistics, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others
+        )
+        if classifier and train:
+            unseen = split(read_images(train, loaded.contract)).held_out
+            report["samples"] = quality_report(
+                runtime.sample, *read_classifier(classifier), test, unseen, samples, seed
+            )
+    print(json.dumps(report, indent=2))

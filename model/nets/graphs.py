@@ -1,0 +1,54 @@
+"""What a bundle computes, as torch modules: traced to ONNX by export, run as they are by the torch engine."""
+
+import torch
+from torch import Tensor, nn
+
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.images.arrays import to_unit
+from ddaebm.model.nets.networks import EnergyNet, Generator
+from ddaebm.model.sampling import Noise, sample
+from ddaebm.model.schedule import make_schedule
+
+
+class SamplerGraph(nn.Module):
+    """The whole reverse loop: noise -> uint8 images (B, H, W, C)."""
+
+    def __init__(self, generator: Generator, config: ModelConfig) -> None:
+        super().__init__()
+        self.generator = generator
+        self.schedule = make_schedule(config)
+
+    def forward(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        def call(x_tp1: Tensor, z: Tensor, k: int) -> Tensor:
+            # One k for the batch, so that in ONNX its embedding folds into constants. Filled on the device: a
+            # CUDA graph cannot hold a copy from the host.
+            x0_hat: Tensor = self.generator(x_tp1, z, torch.full((1,), k, device=x_tp1.device))
+            return x0_hat
+
+        return to_pixels(sample(call, self.schedule, Noise(x_T, z, noise)))
+
+
+class EnergyGraph(nn.Module):
+    """uint8 images (B, H, W, C) -> noiseless energies (B, T), energy map (B, T, H, W), features (B, T, F)."""
+
+    scales: Tensor
+
+    def __init__(self, energy_net: EnergyNet, config: ModelConfig) -> None:
+        super().__init__()
+        self.energy_net = energy_net
+        self.num_steps = config.num_steps
+        scales = torch.as_tensor(make_schedule(config).alpha_bar[:-1] ** 0.5, dtype=torch.float32)
+        self.register_buffer("scales", scales)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_clean = to_unit(images.permute(0, 3, 1, 2).float())
+        x_t = (x_clean[:, None] * self.scales[:, None, None, None]).flatten(0, 1)  # (B·T, C, H, W)
+        k = torch.arange(self.num_steps, device=images.device).repeat(images.shape[0])
+        levels = self.energy_net.levels(x_t, k)
+        energies, energy_map, features = (part.reshape(-1, self.num_steps, *part.shape[1:]) for part in levels)
+        return energies, energy_map, features
+
+
+def to_pixels(samples: Tensor) -> Tensor:
+    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C); the inverse of `to_unit`."""
+    return ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,0 +1,196 @@
+"""Tensors of the Open Inference Protocol v2 over REST: JSON, with or without the binary tensor data extension.
+
+The protocol: https://github.com/kserve/open-inference-protocol; the extension:
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
+A binary request is JSON, whose length a header gives, and after it the bytes of its tensors, one after the other.
+"""
+
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError
+
+from ddaebm.service.http.errors import Problem, from_validation
+
+HEADER_LENGTH = "inference-header-content-length"
+_MAX_JSON = 4 * 2**20  # numbers written out are slow to read and large in memory: more of them go as bytes
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "INT64": np.dtype("<i8"),
+    "UINT8": np.dtype("u1"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a model; the first dimension of `shape` is the batch, -1."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def metadata(self) -> dict[str, Any]:
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+class _Output(BaseModel):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Input(_Output):
+    datatype: str
+    shape: list[int] = Field(min_length=1, max_length=8)
+    data: list[Any] | None = None
+
+
+class _Body(BaseModel):
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+    inputs: list[_Input]
+    outputs: list[_Output] | None = None
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What is asked of a model that takes one tensor."""
+
+    id: str | None
+    tensor: NDArray[Any]
+    outputs: Mapping[str, bool]  # name -> as bytes
+    timeout: float | None  # seconds
+    low: bool  # its priority
+
+
+def inflate(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its `Content-Encoding`.
+
+    Raises:
+        Problem: 415 another encoding, 400 not what it says it is, 413 over `limit` bytes.
+    """
+    if encoding in ("", "identity"):
+        return body
+    try:
+        if encoding == "gzip":
+            plain = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
+        elif encoding == "deflate":
+            plain = zlib.decompressobj().decompress(body, limit + 1)
+        else:
+            raise Problem(415, "unsupported-encoding", "Content-Encoding must be gzip, deflate or none")
+    except (OSError, EOFError, zlib.error) as error:
+        raise Problem(400, "malformed-body", f"the body is not {encoding}") from error
+    if len(plain) > limit:
+        raise Problem(413, "body-too-large", f"the body is over {limit} bytes once it is inflated; send less at once")
+    return plain
+
+
+def parse_request(
+    body: bytes, header_length: str | None, spec: TensorSpec, outputs: Sequence[TensorSpec], most: int
+) -> InferRequest:
+    """Read a request to a model with the one input `spec`, of at most `most` rows.
+
+    Raises:
+        Problem: 400 malformed, 413 too many rows or too much JSON, 422 not the model's tensors.
+    """
+    cut = len(body)
+    if header_length is not None:
+        if not header_length.isdecimal() or len(header_length) > 12 or int(header_length) > len(body):
+            raise Problem(400, "malformed-body", f"{HEADER_LENGTH} must be the length of the JSON, within the body")
+        cut = int(header_length)
+    if cut > _MAX_JSON:
+        detail = f"over {_MAX_JSON} bytes of JSON; send the tensor as binary data, or fewer rows at once"
+        raise Problem(413, "body-too-large", detail)
+    try:
+        asked = _Body.model_validate_json(body[:cut])
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
+    if [item.name for item in asked.inputs] != [spec.name]:
+        raise _wrong(f"this model takes one input, {spec.name}")
+    tensor = _read(asked.inputs[0], body[cut:], spec, most)
+    names = [output.name for output in outputs]
+    binary = asked.parameters.get("binary_data_output") is True
+    wanted = {output.name: output.parameters.get("binary_data", binary) is True for output in asked.outputs or []}
+    if unknown := [name for name in wanted if name not in names]:
+        raise _wrong(f"no output {unknown[0][:100]!r}; there are {', '.join(names)}")
+    timeout = asked.parameters.get("timeout")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
+        raise _wrong("parameters.timeout must be a whole number of microseconds")
+    priority = asked.parameters.get("priority", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
+        raise _wrong("parameters.priority must be a whole number: 0 or 1, or from 2 for work that may be passed")
+    return InferRequest(
+        asked.id, tensor, wanted or dict.fromkeys(names, binary), timeout / 1e6 if timeout else None, priority > 1
+    )
+
+
+def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[Any]:
+    """The tensor, in the shape of `spec`; a batch of single numbers may also be flat."""
+    if given.datatype != spec.datatype:
+        raise _wrong(f"{spec.name} is {spec.datatype}, not {given.datatype[:20]!r}")
+    shape, inner = tuple(given.shape), spec.shape[1:]
+    if shape[1:] != inner and not (inner == (1,) and len(shape) == 1):
+        raise _wrong(f"{spec.name} has the shape {list(spec.shape)}, not {list(shape)}")
+    if shape[0] < 1:
+        raise _wrong(f"{spec.name} has no rows")
+    if shape[0] > most:
+        raise Problem(413, "too-many-images", f"{shape[0]} rows at once; this server takes {most}")
+    dtype, count = _DTYPES[spec.datatype], shape[0] * math.prod(inner)
+    size = given.parameters.get("binary_data_size")
+    if size is not None:
+        if given.data is not None:
+            raise _wrong(f"{spec.name} has both data and binary_data_size")
+        if size != count * dtype.itemsize or len(tail) != size:
+            detail = f"{spec.name} takes {count * dtype.itemsize} bytes; binary_data_size is {str(size)[:20]},"
+            raise _wrong(f"{detail} and {len(tail)} came after the JSON")
+        return np.frombuffer(tail, dtype).reshape(shape[0], *inner)
+    if tail:
+        raise _wrong(f"{len(tail)} bytes came after the JSON that no input asks for")
+    if given.data is None:
+        raise _wrong(f"{spec.name} has neither data nor binary_data_size")
+    try:
+        values = np.array(given.data)
+    except (ValueError, OverflowError) as error:  # ragged, or too deep
+        raise _wrong(f"{spec.name}: data is not one tensor") from error
+    bounds = np.iinfo(dtype)
+    if values.dtype.kind not in "iu" or values.size != count:
+        raise _wrong(f"{spec.name}: data must be {count} whole numbers")
+    if values.min() < bounds.min or values.max() > bounds.max:
+        raise _wrong(f"{spec.name}: data must fit {spec.datatype}")
+    return values.astype(dtype).reshape(shape[0], *inner)
+
+
+def encode_response(
+    model: str, version: str, request_id: str | None, outputs: Sequence[tuple[TensorSpec, NDArray[Any], bool]]
+) -> tuple[bytes, dict[str, str]]:
+    """The body and its headers; each output with whether it goes as bytes."""
+    described, tail = [], []
+    for spec, array, binary in outputs:
+        entry: dict[str, Any] = {**spec.metadata(), "shape": list(array.shape)}
+        if binary:
+            tail.append(np.ascontiguousarray(array, _DTYPES[spec.datatype]).tobytes())
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            entry["data"] = array.ravel().tolist()
+        described.append(entry)
+    body: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
+    if request_id is not None:
+        body["id"] = request_id
+    head = json.dumps(body, allow_nan=False).encode("ascii")
+    if not tail:
+        return head, {"content-type": "application/json"}
+    headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *tail]), headers
+
+
+def _wrong(detail: str) -> Problem:
+    return Problem(422, "invalid-request", detail)

@@ -1,0 +1,179 @@
+"""Bodies of POST /v1/scores: four forms of the same images, each to entries (name, bytes or pixels)."""
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from ddaebm.model.errors import DataError, ImageFormatError
+from ddaebm.model.images.formats import Entry, npy_images, npy_shape
+from ddaebm.service.http.errors import Problem, from_validation
+from ddaebm.service.http.media import FORM, JSON, NPY, media_type_of
+from ddaebm.service.http.schemas import ScoreRequest
+from ddaebm.service.settings import Settings
+from ddaebm.service.state import Deadline
+
+T = TypeVar("T")
+
+_FIELD = "images"
+_BINARY = {"type": "string", "format": "binary"}
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": [_FIELD],
+                "properties": {_FIELD: {"type": "array", "items": _BINARY}},
+            }
+        },
+        JSON: {"schema": ScoreRequest.model_json_schema()},
+        "image/*": {"schema": _BINARY},
+        NPY: {"schema": _BINARY},
+    },
+}
+
+
+async def decoding(request: Request, deadline: Deadline, function: Callable[[], T]) -> T:
+    """What `function` returns, called on one of the few threads that uploads have.
+
+    Raises:
+        Problem: 504, the deadline passed. A call under way goes on; `function` should look at the deadline as well.
+    """
+    call = asyncio.get_running_loop().run_in_executor(request.app.state.decoders, function)
+    try:
+        return await asyncio.wait_for(call, deadline.left())
+    except TimeoutError as error:
+        raise deadline.problem() from error
+
+
+async def read_body(request: Request) -> bytes:
+    """All of it, without the second copy that Starlette makes and keeps."""
+    buffer = io.BytesIO()
+    async for chunk in request.stream():
+        buffer.write(chunk)
+    return buffer.getvalue()
+
+
+async def read_uploads(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    """The images of the body, undecoded, at least one; an image that is no base64 is an entry's error.
+
+    They are read as they are asked for, once, while `stack` is open.
+
+    Raises:
+        Problem: 415 another media type, 413 too many images or pixels, 400 malformed, 422 nothing to score, 504.
+    """
+    media_type = media_type_of(request)
+    read = _READERS.get("image/*" if media_type.startswith("image/") else media_type)
+    if read is None:
+        raise Problem(
+            415, "unsupported-media-type", f"send {FORM} with files named {_FIELD}, {JSON}, one image/* body, or {NPY}"
+        )
+    return await read(request, settings, deadline, stack)
+
+
+async def _read_form(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    limit = settings.max_files
+    try:
+        form = await stack.enter_async_context(request.form(max_files=limit, max_fields=16))
+    except HTTPException as error:  # Starlette tells its reasons apart by text alone
+        if str(error.detail).startswith("Too many files"):
+            raise _too_many(limit) from error
+        raise
+    except (UnicodeError, LookupError, ValueError) as error:  # a charset that the client made up
+        raise Problem(400, "malformed-form", "the form cannot be decoded; leave its charset out") from error
+    parts = form.multi_items()
+    files = [part for name, part in parts if name == _FIELD and isinstance(part, UploadFile)]
+    if len(files) < len(parts):
+        raise Problem(422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)")
+    if not files:
+        raise Problem(422, "invalid-request", f"no file named {_FIELD} (curl -F {_FIELD}=@FILE)")
+    return (Entry(_printable(part.filename), part.file.read()) for part in files)
+
+
+def _printable(name: str | None) -> str:
+    return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
+
+
+async def _read_json(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    bodies = [await read_body(request)]
+
+    def parse() -> list[str]:
+        body = bodies.pop()  # which ends with this call
+        # Base64 has no commas and a data: URL has one, so that more of them are more values than will be taken:
+        # known before millions of values are made of them.
+        if body.count(b",") > 2 * settings.max_files + 16:
+            raise _too_many(settings.max_files)
+        try:
+            sent = ScoreRequest.model_validate_json(body)
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_input=False, include_context=False)
+            raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
+        if len(sent.images) > settings.max_files:
+            raise _too_many(settings.max_files)
+        return sent.images
+
+    images = await decoding(request, deadline, parse)
+    return (_from_base64(str(i), text) for i, text in enumerate(images))
+
+
+def _from_base64(name: str, text: str) -> Entry:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        unbroken = text.encode("ascii").translate(None, b" \t\r\n")  # some encoders break lines
+        return Entry(name, base64.b64decode(unbroken, validate=True))
+    except (binascii.Error, ValueError):
+        return Entry(name, ImageFormatError("not base64; send the bytes of an image file in standard base64"))
+
+
+async def _read_image(
+    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
+) -> Iterable[Entry]:
+    return [Entry("0", await read_body(request))]
+
+
+async def _read_npy(request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack) -> Iterable[Entry]:
+    body = io.BytesIO(await read_body(request))
+    return await decoding(request, deadline, lambda: _parse_npy(body, settings))
+
+
+def _parse_npy(handle: io.BytesIO, settings: Settings) -> list[Entry]:
+    try:
+        count, height, width, _ = npy_shape(handle)  # nothing is allocated by its word
+        if count > settings.max_files:
+            raise _too_many(settings.max_files)
+        if count * height * width > settings.max_request_pixels:
+            detail = f"{count} images of {width}x{height} are over {settings.max_request_pixels} pixels; send fewer"
+            raise Problem(413, "too-many-pixels", detail)
+        handle.seek(0)
+        entries = [Entry(str(i), pixels) for i, pixels in enumerate(npy_images(handle))]
+    except DataError as error:
+        detail = f"{error}; send a .npy of uint8 (n, h, w) or (n, h, w, 1 or 3)"
+        raise Problem(422, "unreadable-array", detail) from error
+    if handle.read(1):
+        raise Problem(422, "unreadable-array", "the body is longer than its .npy header says")
+    return entries
+
+
+def _too_many(limit: int) -> Problem:
+    return Problem(413, "too-many-images", f"more than {limit} images; send fewer at once")
+
+
+_READERS: dict[str, Callable[[Request, Settings, Deadline, AsyncExitStack], Awaitable[Iterable[Entry]]]] = {
+    FORM: _read_form, JSON: _read_json, "image/*": _read_image, NPY: _read_npy,
+}  # fmt: skip

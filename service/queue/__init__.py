@@ -1,0 +1,1 @@
+"""The inference queue and its threads. No HTTP here."""

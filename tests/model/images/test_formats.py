@@ -1,0 +1,181 @@
+"""Archives, arrays and data sets as streams: what is broken costs as little as it can."""
+
+import io
+import struct
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from ddaebm.model.errors import DataError, ImageError
+from ddaebm.model.images import formats
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.encode import encode_png
+from ddaebm.model.images.readers import decode_entry, entries
+from tests.model.images.test_readers import images, read
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return path
+    buffer = io.BytesIO()
+    compression = {"gz": "gz", "bz2": "bz2", "xz": "xz"}.get(path.suffix[1:], "")
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    whole = buffer.getvalue()
+    path.write_bytes(zstandard.compress(whole) if path.suffix == ".zst" else whole)
+    return path
+
+
+ARCHIVES = ["a.zip", "a.tar", "a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.tar.zst"]
+
+
+def members(count: int = 3) -> dict[str, bytes]:
+    """Images in an order of their own, beside what is no image."""
+    pngs = {f"deep/er/{9 - i}.png": encode_png(image) for i, image in enumerate(images(count))}
+    return {"README.md": b"words", "__MACOSX/._9.png": b"a resource fork", **pngs, "labels.csv": b"9,1"}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_is_read_in_its_own_order(tmp_path: Path, name: str) -> None:
+    path = write_archive(tmp_path / name, members())
+    np.testing.assert_array_equal(read(path), images())
+    assert [entry.name for entry in entries(path)] == [f"{path}:deep/er/{i}.png" for i in (9, 8, 7)]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_that_breaks_off_is_an_error_and_what_came_before_is_not_lost(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    path = write_archive(tmp_path / name, {f"{i}.png": encode_png(image) for i, image in enumerate(noise)})
+    path.write_bytes(path.read_bytes()[:-60_000])
+    seen = []
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        seen.extend(entries(path))
+    assert str(path) in str(caught.value)
+    if name in ("a.tar", "a.tar.gz"):  # the others come in blocks that are larger than all of it, or list it at the end
+        assert len(seen) > 10
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_without_images_is_an_error(tmp_path: Path, name: str) -> None:
+    path = write_archive(tmp_path / name, {"notes.txt": b"words"})
+    with pytest.raises(DataError, match=r"no images in it; files ending in \.bmp"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["text.zip", "text.tar", "text.tar.gz", "text.tar.zst"])
+def test_what_is_no_archive_is_a_data_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"these are words" * 100)
+    with pytest.raises(DataError, match=name):
+        read(tmp_path / name)
+
+
+def test_a_member_of_a_zip_that_is_broken_costs_that_image_alone(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "a.zip", members())
+    raw_bytes = bytearray(path.read_bytes())
+    start = raw_bytes.index(encode_png(images()[1]))
+    raw_bytes[start + 20] ^= 0xFF  # the checksum of the zip notices
+    path.write_bytes(raw_bytes)
+    contents = [entry.content for entry in entries(path)]
+    assert [isinstance(content, bytes) for content in contents] == [True, False, True]
+    with pytest.raises(DataError, match=r"1 of 3 files cannot be used: .*8\.png: cannot be unpacked"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
+def test_a_member_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "MAX_FILE_BYTES", 2**20)
+    path = write_archive(tmp_path / name, {"bomb.png": bytes(2**20 + 1), **members()})
+    bomb, *rest = entries(path)
+    with pytest.raises(ImageError, match="over 1 MiB"):
+        decode_entry(bomb, Contract(4, 5, 1))
+    assert len(rest) == 3
+
+
+def test_an_array_is_read_row_by_row_and_a_short_one_is_an_error_after_its_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", images(5))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
+    seen = []
+    with pytest.raises(DataError, match=r"a\.npy: truncated: 4 of 5 images are there"):
+        seen.extend(entries(tmp_path / "a.npy"))
+    np.testing.assert_array_equal([entry.content for entry in seen], images(5)[:4])
+    assert seen[1].name == f"{tmp_path / 'a.npy'}[1]"
+
+
+def test_an_array_in_fortran_order_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.asfortranarray(images()))
+    with pytest.raises(DataError, match="Fortran order"):
+        read(tmp_path / "a.npy")
+
+
+NPY_HEADS = [
+    b"{'descr': (",
+    b"{'descr': '''abc",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4, 5), }",
+    b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': 0, 'shape': (1, 4, 5), }",
+    b"{'descr': '|u1', 'shape': (1, 4, 5), }",
+    b"\0" * 100,
+    b"(" * 1000,
+    b"__import__('os').abort()",
+    b"",
+]
+
+
+@pytest.mark.parametrize("head", NPY_HEADS, ids=range(len(NPY_HEADS)))
+@pytest.mark.parametrize("version", [1, 2, 3, 9])
+def test_a_hostile_npy_header_is_a_data_error(head: bytes, version: int) -> None:
+    length = struct.pack("<H" if version == 1 else "<I", len(head) + 1)
+    with pytest.raises(DataError, match=r"not a readable \.npy array"):
+        formats.npy_shape(io.BytesIO(b"\x93NUMPY" + bytes([version, 0]) + length + head + b"\n" + bytes(20)))
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (1, 1, 1, 1)])
+def test_every_version_of_npy_is_read(version: tuple[int, int], shape: tuple[int, ...]) -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.zeros(shape, np.uint8), version=version)
+    buffer.seek(0)
+    assert formats.npy_shape(buffer) == (*shape, 1)[:4]
+    assert len(buffer.read()) == np.prod(shape)
+
+
+def test_a_header_that_claims_more_than_memory_allocates_nothing(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 4, 5), }"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(20))
+    with pytest.raises(DataError, match="1 of 1000000000 images are there"):
+        read(tmp_path / "a.npy")
+
+
+def test_hub_reads_a_local_folder_through_the_datasets_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    for split, data in (("train", images()), ("test", images()[:1])):
+        for label in ("a", "b"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for i, image in enumerate(data):
+                (tmp_path / "set" / split / label / f"{i}.png").write_bytes(encode_png(image))
+    np.testing.assert_array_equal(read("hf:./set"), np.concatenate([images(), images()]))
+    assert len(read("hf:./set:test")) == 2
+    with pytest.raises(DataError, match=r"hf:\./set:nothing: "):
+        read("hf:./set:nothing")
+
+
+def test_hub_without_its_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="hub extra"):
+        read("hf:anything")

@@ -1,0 +1,33 @@
+"""The modules that ONNX and the torch engine share; that their numbers are right is tested with both."""
+
+import torch
+
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph, to_pixels
+from ddaebm.model.nets.networks import EnergyNet, Generator
+from ddaebm.model.sampling import draw_noise
+
+CONFIG = ModelConfig(data_shape=(3, 16, 8), widths=(8, 16))
+
+
+def test_shapes_and_types() -> None:
+    images = SamplerGraph(Generator(CONFIG), CONFIG)(*draw_noise(CONFIG, torch.arange(5)))
+    assert (images.shape, images.dtype) == ((5, 16, 8, 3), torch.uint8)
+    energies, energy_map, features = EnergyGraph(EnergyNet(CONFIG), CONFIG)(images)
+    assert (energies.shape, energy_map.shape, features.shape) == ((5, 4), (5, 4, 16, 8), (5, 4, 16))
+
+
+def test_everything_is_made_on_the_device_of_the_inputs() -> None:
+    """On "meta", which stands for a GPU here, looking a host's index up raises no error, so it is looked at."""
+    generator, energy_net = Generator(CONFIG), EnergyNet(CONFIG)
+    indices: list[torch.Tensor] = []
+    for net in (generator, energy_net):
+        net.embed.register_forward_pre_hook(lambda _module, inputs: indices.append(inputs[0]))
+    images = SamplerGraph(generator, CONFIG).to("meta")(*draw_noise(CONFIG, torch.arange(5, device="meta")))
+    outputs = EnergyGraph(energy_net, CONFIG).to("meta")(images)
+    assert {tensor.device.type for tensor in (images, *outputs, *indices)} == {"meta"}
+    assert len(indices) == CONFIG.num_steps + 1
+
+
+def test_samples_beyond_the_range_are_clipped() -> None:
+    assert to_pixels(torch.tensor([-3.0, -1, 0.999, 5]).reshape(1, 1, 1, 4)).flatten().tolist() == [0, 0, 255, 255]

@@ -1,0 +1,72 @@
+"""An image beside held-out ones: which level finds it unusual, where heat sits, and an overlay that shows it."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ddaebm.model.images.encode import overlay
+from ddaebm.model.ood.explain import Explainer, fit_explainer
+from ddaebm.model.ood.pixels import fit_pixels
+
+
+def flat(shape: tuple[int, int, int], std: NDArray[np.float64] | float = 1.0) -> Explainer:
+    """Every pixel has mean 10 and the std given."""
+    unlike = np.stack([10 - np.broadcast_to(std, shape), 10 + np.broadcast_to(std, shape)])
+    return fit_explainer(np.zeros((1, shape[0])), fit_pixels(lambda: [unlike]))
+
+
+def test_quantiles_count_the_calibration_images_of_lower_energy() -> None:
+    known = np.array([[1.0, 40.0], [2.0, 30.0], [4.0, 20.0], [4.0, 10.0]])
+    explainer = fit_explainer(np.log(known), flat((2, 3, 3)).pixels)
+    energies = np.array([[0.5, 50.0], [2.5, 10.0], [4.0, 31.0], [9.0, 0.0]], np.float32)
+    expected = [[0, 1], [0.5, 0], [0.5, 0.75], [1, 0]]
+    np.testing.assert_array_equal(explainer.energy_quantiles(energies), expected)
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_heat_is_highest_at_an_unlikely_patch_at_whichever_level_sees_it(level: int) -> None:
+    rng = np.random.default_rng(0)
+    scales = np.array([1, 10, 100, 1000.0])[:, None, None]
+    usual = rng.uniform(1, 2, (200, 4, 28, 20)) * scales
+    energy_map = rng.uniform(1, 2, (4, 28, 20)) * scales
+    energy_map[level, 18:22, 3:8] *= 4
+    where = fit_explainer(np.zeros((1, 4)), fit_pixels(lambda: [usual])).heat(energy_map)
+    assert where.shape == (28, 20)
+    assert np.abs(np.subtract(np.unravel_index(where.argmax(), where.shape), (20, 5))).max() <= 1
+    assert where[18:22, 3:8].mean() > 4 > where.mean()
+
+
+def test_heat_is_in_standard_deviations_of_the_pixel() -> None:
+    std = np.ones((1, 40, 40))
+    std[0, :, 20:] = 3.0
+    heat = flat((1, 40, 40), std).heat(np.full((1, 40, 40), 16.0))
+    assert heat[20, 5] == pytest.approx(6)
+    assert heat[20, 35] == pytest.approx(2)
+    assert flat((2, 8, 6)).heat(np.full((2, 8, 6), 10.0)).tolist() == np.zeros((8, 6)).tolist()
+
+
+def test_a_pixel_that_never_changes_is_not_infinitely_strange() -> None:
+    std = np.ones((1, 20, 20))
+    std[0, 0, 0] = 0
+    energy_map = np.full((1, 20, 20), 10.0)
+    energy_map[0, 0, 0] = 11
+    assert 0 < flat((1, 20, 20), std).heat(energy_map).max() < 3
+    assert np.isfinite(flat((1, 20, 20), 0.0).heat(energy_map)).all()
+
+
+def test_smallest_images_have_heat_too() -> None:
+    assert flat((1, 1, 2)).heat(np.array([[[1.0, 9.0]]])).shape == (1, 2)
+    assert flat((1, 1, 1)).heat(np.array([[[1.0]]])).shape == (1, 1)
+
+
+def test_overlay_keeps_the_image_in_grey_where_there_is_no_heat() -> None:
+    pixels = np.full((4, 4, 3), 100, np.uint8)
+    where = np.zeros((4, 4))
+    where[0, 0], where[0, 1], where[1, 0], where[3, 3] = 9, 2.5, 1.0, -9
+    shown = overlay(pixels, where)
+    assert (shown.shape, shown.dtype) == ((4, 4, 3), np.uint8)
+    assert (shown[1:, :3] == 70).all()
+    assert (shown[3, 3] == 70).all()
+    assert shown[0, 0].tolist() == [255, 255, 200]
+    assert shown[0, 1, 0] > shown[0, 1, 2]
+    assert overlay(pixels[..., :1], where).tolist() == shown.tolist()

@@ -1,0 +1,217 @@
+"""Figure 2: where the truth is known. The data come from a flow, and the energy is a flow as well.
+
+A flow's log-likelihood is exact, so the density that adversarial training arrives at can be compared with the true one
+(the protocol of Grathwohl et al. 2021, *No MCMC for Me*). The flow is NICE (Dinh et al. 2014, *NICE: Non-linear
+Independent Components Estimation*). All of it takes place in whitened coordinates, where a Gaussian is the part that is
+given and the rest is to be learned.
+"""
+
+import dataclasses
+import hashlib
+import math
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddaebm.model.config import ModelConfig
+from ddaebm.model.files import write_file
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.nets.graphs import to_pixels
+from ddaebm.model.noise import image_seeds
+from ddaebm.model.progress import progress
+from ddaebm.model.schedule import make_schedule
+from ddaebm.training.classifier import Classifier, classifier_bytes, describe_images, read_classifier, train_classifier
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import split
+from ddaebm.training.labels import read_labelled
+from ddaebm.training.modes import frechet_distance
+from ddaebm.training.reproduce.figure import (
+    Arrays,
+    choose_device,
+    claim,
+    curve,
+    keep,
+    require_data,
+    seeded,
+    show_images,
+    stage,
+    train_to_the_end,
+    write_results,
+)
+from ddaebm.training.reproduce.flow import FlowEnergy, Nice, Whitening, draws, fit_truth, mean_log_prob
+from ddaebm.training.reproduce.gaussian import begin_as_gaussian
+from ddaebm.training.reproduce.wgan import train_wgan_gp, wgan_samples
+from ddaebm.training.step import TrainState, make_state
+from ddaebm.training.trainer import generate
+
+TRAIN, HELD_OUT = 40_000, 10_000  # draws of the true flow
+BATCH = 128
+POINTS = 8  # measurements along the run
+
+
+def recipe(dim: int, steps: int, seed: int) -> TrainConfig:
+    """The adversarial training of a flow.
+
+    lambda = 1, where exp(-E) is the density; a latent for each dimension, in all of which there is noise to be made;
+    energies held near those of data, without which they ran away from the generator. Little of the forward KL: it
+    brings the generator to the data whatever the energy says, so that nothing tells the energy where it is wrong.
+    """
+    network = ModelConfig(data_shape=(dim,), latent_dim=dim, widths=(512, 512), beta_max=5.0, linear_skip=True)
+    return TrainConfig(recipe="nice", network=network, data="", steps=steps, batch_size=BATCH, seed=seed,
+                       lr_generator=1e-3, lr_energy=2e-4, gamma=0.01, penalty_every=4, value_penalty=0.003,
+                       entropy_weight=1.0, forward_weight=0.1, likelihood_floor=0.01, noise_at_zero=True, log_every=200,
+                       sample_every=max(steps // POINTS, 1), checkpoint_every=max(steps // POINTS, 1))  # fmt: skip
+
+
+def reproduce(
+    out: Path, data: str | None = None, size: int = 14, steps: int = 3_000, seed: int = 0, device: str = "auto",
+) -> dict[str, Any]:  # fmt: skip
+    """Fit the true flow, train an energy and a WGAN-GP on its draws; figure.png, metrics.json and arrays.npz.
+
+    Args:
+        data: MNIST's training images, labels beside them.
+        size: the side that they are brought to; the flows have size² dimensions.
+        steps: train steps of the energy model; the true flow and the WGAN-GP have a third and all of them.
+
+    Returns:
+        The contents of metrics.json: `log_likelihood`, the mean over 10,000 held-out draws of the true flow in nats, of
+        `truth`, of the energy model (`ours`), of the WGAN-GP's critic read as a density and of the Gaussian of the
+        same covariance; `gap`, what each lacks of the truth's, which is KL(true ‖ model); `gap_by_step`; and
+        `fd_classifier` of as many samples of each generator and of the Gaussian, and of other exact draws (`truth`,
+        the floor). Likelihoods are those of whitened images.
+
+    Raises:
+        DataError: no `data`, or no labels.
+        ConfigError: `out` holds this figure of other settings, or no such device.
+        KeyboardInterrupt: it was asked to stop.
+    """
+    where = choose_device(device)
+    labelled = read_labelled(
+        require_data(data, "MNIST's train-images-idx3-ubyte[.gz], its labels beside it"), Contract(size, size, 1)
+    )
+    digest = hashlib.sha256(labelled.images.tobytes()).hexdigest()
+    claim(out, figure="nice", size=size, steps=steps, seed=seed, data=digest, device=where.type)
+    if not (out / "classifier.safetensors").exists():
+        with progress("classifier, epochs", 1) as tick:
+            judge, _ = train_classifier(labelled, 1, seed, lambda epoch, loss: tick(1))
+        write_file(out / "classifier.safetensors", classifier_bytes(judge))
+    judge, _ = read_classifier(str(out / "classifier.safetensors"))
+
+    images = split(labelled.images).train
+    whitening = Whitening.of(images)
+    truth = fit_truth(out, images, whitening, steps // 3, seed, where)
+    exact = stage(out, "exact", lambda: {"x": draws(truth, TRAIN + 2 * HELD_OUT, seed, where)})["x"]
+    train, held_out, others = np.split(exact, [TRAIN, TRAIN + HELD_OUT])
+    config = recipe(size * size, steps, seed)
+    measure = partial(_measure, truth, config, held_out[:2_000])
+    state = train_to_the_end(
+        config, train, out / "ours", device, partial(_make_state, float(train.std())), keep(out / "ours", measure)
+    )
+    critic, wgan_generator = train_wgan_gp(out, config, train, where)
+
+    log_likelihood = {
+        "truth": mean_log_prob(truth, held_out),
+        "ours": mean_log_prob(_flow_of(state), _state_0(config, held_out)) + _log_volume(config),
+        "wgan_gp": mean_log_prob(critic, held_out),
+        "gaussian": _gaussian_log_prob(train, held_out),
+    }
+    made = {
+        "truth": others,
+        "ours": generate(config, state.generator_ema, image_seeds(seed, HELD_OUT)).cpu().numpy(),
+        "wgan_gp": wgan_samples(wgan_generator, config, HELD_OUT, seed),
+        "gaussian": _gaussian_samples(train, HELD_OUT, seed),
+    }
+    made = {name: whitening.pixels(torch.from_numpy(x)).numpy() for name, x in made.items()}
+    real = _features(judge, whitening.pixels(torch.from_numpy(held_out)).numpy(), size)
+    metrics = {
+        "size": size, "steps": steps, "seed": seed, "log_likelihood": log_likelihood,
+        "gap": {name: log_likelihood["truth"] - value for name, value in log_likelihood.items() if name != "truth"},
+        "gap_by_step": curve(out / "ours", config.sample_every, steps),
+        "fd_classifier": {name: frechet_distance(real, _features(judge, x, size)) for name, x in made.items()},
+    }  # fmt: skip
+    write_results(out, _draw(metrics, made, size), metrics, {name: x[:1_000] for name, x in made.items()})
+    return metrics
+
+
+def _make_state(std: float, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
+    """Networks of `config`, but for the energy network, which is a flow at each transition.
+
+    Args:
+        std: of the data.
+    """
+    state = make_state(config, device)
+    schedule = make_schedule(config.network)
+    spread = np.hypot(schedule.alpha_bar**0.5 * std, schedule.sigma)[:-1].tolist()
+    flow = seeded(config.seed, lambda: Nice(config.network.data_shape[0], spread), torch.device(device))
+    state.networks["energy_net"] = FlowEnergy(flow)
+    begin_as_gaussian(config.network, state.networks.generator, state.networks.encoder)
+    state.generator_ema.load_state_dict(state.networks.generator.state_dict())
+    return dataclasses.replace(
+        state,
+        energy_net_ema=deepcopy(state.networks.energy_net).requires_grad_(False),
+        optimizer_energy=torch.optim.Adam(flow.parameters(), lr=0.0, betas=config.adam_betas, fused=True),
+    )
+
+
+def _flow_of(state: TrainState) -> Nice:
+    assert isinstance(state.energy_net_ema, FlowEnergy)
+    return state.energy_net_ema.flow
+
+
+def _state_0(config: TrainConfig, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x as state 0 has it, but for that state's noise, a twentieth of the true flow's."""
+    scaled: NDArray[np.float32] = x * np.float32(make_schedule(config.network).alpha_bar[0] ** 0.5)
+    return scaled
+
+
+def _log_volume(config: TrainConfig) -> float:
+    """What a density of state 0 gains as a density of x, nats."""
+    return float(config.network.data_shape[0] * math.log(make_schedule(config.network).alpha_bar[0]) / 2)
+
+
+def _measure(truth: Nice, config: TrainConfig, x: NDArray[np.float32], state: TrainState) -> dict[str, float]:
+    model = mean_log_prob(_flow_of(state), _state_0(config, x)) + _log_volume(config)
+    return {"gap": mean_log_prob(truth, x) - model}
+
+
+def _gaussian_log_prob(train: NDArray[np.float32], x: NDArray[np.float32]) -> float:
+    mean, covariance = train.mean(0, dtype=np.float64), np.cov(train.T.astype(np.float64))
+    _, log_det = np.linalg.slogdet(covariance)
+    square = ((x - mean) * np.linalg.solve(covariance, (x - mean).T).T).sum(1).mean()
+    return float(-0.5 * (square + log_det + len(mean) * np.log(2 * np.pi)))
+
+
+def _gaussian_samples(train: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float32]:
+    mean, covariance = train.mean(0, dtype=np.float64), np.cov(train.T.astype(np.float64))
+    return np.random.default_rng(seed).multivariate_normal(mean, covariance, count, method="eigh").astype(np.float32)
+
+
+def _pixels(x: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
+    images: NDArray[np.uint8] = to_pixels(torch.from_numpy(x).reshape(-1, 1, size, size)).numpy()
+    return images
+
+
+def _features(judge: Classifier, x: NDArray[np.float32], size: int) -> Tensor:
+    return describe_images(judge, _pixels(x, size))[0]
+
+
+def _draw(metrics: dict[str, Any], made: Arrays, size: int) -> Figure:
+    figure = Figure(figsize=(16, 4), layout="constrained")
+    *panels, right = figure.subplots(1, len(made) + 1)
+    for axes, (name, x) in zip(panels, made.items(), strict=True):
+        values = f"FD-classifier {metrics['fd_classifier'][name]:.2f}, {metrics['log_likelihood'][name]:.1f} nats"
+        show_images(axes, _pixels(x[:64], size), 8, f"{name.replace('_', '-')}: {values}")
+    by_step = metrics["gap_by_step"]
+    right.plot(by_step["train_steps"], by_step["gap"], marker=".", label="ours")
+    for i, name in enumerate(("wgan_gp", "gaussian")):
+        right.axhline(metrics["gap"][name], linestyle="--", color=f"C{i + 1}", label=name.replace("_", "-"))
+    right.set(xlabel="train steps", title="KL(true ‖ model), nats", yscale="log")
+    right.legend(fontsize=8)
+    return figure
