@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -13,106 +13,61 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 from ddaebm import __version__
-from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.engine import Engine
-from ddaebm.model.errors import ConfigError
 from ddaebm.service.http import errors
 from ddaebm.service.http.bodies import Bodies
 from ddaebm.service.http.middleware import RequestMiddleware
+from ddaebm.service.http.paths import Paths
 from ddaebm.service.metrics import Metrics
 from ddaebm.service.queue.batching import Batcher
-from ddaebm.service.registry import load_engine, plan_workers
+from ddaebm.service.queue.scheduling import KINDS, Operation
+from ddaebm.service.registry import Engines, Registry, load_engines, plan_workers
 from ddaebm.service.routes import models, probes, samples, scores, v2
+from ddaebm.service.runner import Runner
 from ddaebm.service.settings import Settings
-from ddaebm.service.state import Engines, Service
+from ddaebm.service.state import Service
 from ddaebm.service.tracing import load_tracing
 from ddaebm.service.watchdog import watch
 
 logger = logging.getLogger("ddaebm")
 
-_CLOSE_SECONDS = 5  # requests have been drained by now, so that at most one inference is under way
+_CLOSE_SECONDS = 5  # requests have been drained by now, so at most one inference is running
 _DESCRIPTION = "Images in four network calls, and a calibrated out-of-distribution verdict for any image."
-
-
-def load_engines(settings: Settings, loaded: Engines | None = None) -> Engines:
-    """The engines that `settings` name, by the names of their bundles; of `loaded` those that have not changed.
-
-    Raises:
-        BundleError, ConfigError: as they say, or two bundles of one name.
-    """
-    engines: dict[str, Engine] = {}
-    for source in settings.bundle:
-        bundle = load_bundle(find_bundle(source))
-        if bundle.name in engines:
-            raise ConfigError(f"two bundles are named {bundle.name!r}; export or calibrate one with another --name")
-        old = (loaded or {}).get(bundle.name)
-        if old and old.digest == bundle.digest:
-            engines[bundle.name] = old
-        else:
-            engines[bundle.name] = load_engine(bundle, settings)
-    return engines
+_PAGES = ("/", "/docs", "/docs/oauth2-redirect", "/openapi.json")  # public: they tell nothing that is secret
 
 
 def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
-    """An app that is ready once its lifespan has started: the engines loaded and warm.
+    """An app that is ready once its lifespan has started: the engines are loaded and warm.
 
-    Without `engines` those that the settings name are loaded. Raises ConfigError: as `load_tracing`.
+    Without `engines`, those that the settings name are loaded.
+
+    Raises:
+        ConfigError: the settings contradict each other, or ask for traces without the otel extra.
     """
     settings = settings or Settings()
-    metrics = Metrics()
-    workers, _ = plan_workers(settings)
-    tracing = load_tracing(__version__)
+    metrics, tracing = Metrics(), load_tracing(__version__)
+    plan_workers(settings)  # raises here, not in the lifespan
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        def load(loaded: Engines) -> Engines:
-            fresh = load_engines(settings, loaded)
-            for name, engine in fresh.items():
-                if engine is not loaded.get(name):
-                    engine.warm_up(settings.max_batch)
-            return fresh
-
-        def start() -> Engines:
-            if not engines:
-                return load({})
-            for engine in engines:
-                engine.warm_up(settings.max_batch)
-            return {engine.name: engine for engine in engines}
-
-        ready = await asyncio.to_thread(start)
-
-        batcher = Batcher(settings.max_batch, settings.max_queue_images, workers, metrics)
-        metrics.queue_images.set_function(lambda: batcher.queued)
-        metrics.queue_limit.set(settings.max_queue_images)
-        metrics.inference_workers.set(workers)
-        batcher.start()
-        app.state.service = service = Service(settings, {}, batcher, metrics, load)
-        service.serve(ready)
-        # Of their own: the pool that encodes samples is not kept waiting by uploads.
-        app.state.decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+        app.state.service = service = await _start(settings, metrics, engines)
         watchdog = asyncio.create_task(watch(service))
         gc.collect()
-        gc.freeze()  # what is loaded by now stays: it need not be looked through again and again
+        gc.freeze()  # what is loaded by now stays: the collector need not look at it again
         yield
-        service.draining = True
+        service.runner.draining = True
         watchdog.cancel()
         await asyncio.wait([watchdog])
-        app.state.decoders.shutdown(wait=False, cancel_futures=True)
-        if not await asyncio.to_thread(batcher.close, _CLOSE_SECONDS):
-            logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)
+        await _stop(service)
         if tracing:
             await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(
-        title="ddaebm",
-        version=__version__,
-        description=_DESCRIPTION,
-        lifespan=lifespan,
-        responses=errors.RESPONSES,
-        redirect_slashes=False,
-    )
+    app = FastAPI(title="ddaebm", version=__version__, description=_DESCRIPTION, lifespan=lifespan,
+                  responses=errors.RESPONSES, redirect_slashes=False)  # fmt: skip
+    routers = [module.router for module in (samples, scores, models, v2)]
     app.add_middleware(
         RequestMiddleware,
+        paths=Paths([route for router in (*routers, probes.router) for route in router.routes], _PAGES),
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
         bodies=Bodies(settings.max_bodies_bytes),
@@ -129,10 +84,10 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", "ETag"],
         )
     errors.install(app)
-    # The check itself is the middleware's, before a body is read; this tells OpenAPI of it.
+    # The middleware checks keys, before it reads a body. This tells OpenAPI about it.
     security = [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for module in (samples, scores, models, v2):
-        app.include_router(module.router, dependencies=security)
+    for router in routers:
+        app.include_router(router, dependencies=security)
     app.include_router(probes.router)
 
     @app.get("/", include_in_schema=False)
@@ -140,3 +95,38 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         return RedirectResponse("/docs")
 
     return app
+
+
+async def _start(settings: Settings, metrics: Metrics, engines: Sequence[Engine]) -> Service:
+    """Load and warm the engines, then start the inference threads."""
+
+    def load(loaded: Engines) -> Engines:
+        fresh = load_engines(settings, loaded)
+        warm_up(*(engine for name, engine in fresh.items() if engine is not loaded.get(name)))
+        return fresh
+
+    def warm_up(*cold: Engine) -> Engines:
+        for engine in cold:
+            engine.warm_up(settings.max_batch)
+        return {engine.name: engine for engine in cold}
+
+    def keep(current: Engines) -> None:
+        batcher.keep({Operation(engine, kind) for engine in current.values() for kind in KINDS})
+
+    workers, _ = plan_workers(settings)
+    ready = await asyncio.to_thread(warm_up, *engines) if engines else await asyncio.to_thread(load, {})
+    batcher = Batcher(settings.max_batch, settings.max_queue_images, workers, metrics)
+    metrics.queue_images.set_function(lambda: batcher.queued)
+    metrics.queue_limit.set(settings.max_queue_images)
+    metrics.inference_workers.set(workers)
+    batcher.start()
+    registry = Registry(load, metrics, keep)
+    registry.serve(ready)
+    decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
+    return Service(settings, metrics, registry, Runner(settings, batcher), decoders)
+
+
+async def _stop(service: Service) -> None:
+    service.decoders.shutdown(wait=False, cancel_futures=True)
+    if not await asyncio.to_thread(service.runner.batcher.close, _CLOSE_SECONDS):
+        logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)

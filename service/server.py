@@ -54,18 +54,18 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the server."""
         service = self._service()
-        return await super().on_tick(counter) or bool(service and service.failed)
+        return await super().on_tick(counter) or bool(service and service.runner.failed)
 
     def on_hangup(self) -> None:
         service = self._service()
-        if service and not service.draining:
-            task = asyncio.ensure_future(service.reload())
+        if service and not service.runner.draining:
+            task = asyncio.ensure_future(service.registry.reload())
             self._reloads.add(task)  # or it could be collected half-way
             task.add_done_callback(self._reloads.discard)
 
     def on_signal(self, sig: int, frame: FrameType | None) -> None:
         if service := self._service():
-            service.draining = True
+            service.runner.draining = True
         self.handle_exit(sig, frame)
 
     def _service(self) -> Service | None:
@@ -126,4 +126,4 @@ def serve(app: FastAPI, settings: Settings) -> int:
     except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why
         return 1
     service = app.state.service if server.started else None
-    return 0 if service and not service.failed else 1
+    return 0 if service and not service.runner.failed else 1

@@ -36,7 +36,8 @@ def serve(
             print(f"DDAEBM_{name.upper()}={text}  # {field.description or ''}".rstrip(" #"))
         return
 
-    from ddaebm.service.app import create_app, load_engines
+    from ddaebm.service.app import create_app
+    from ddaebm.service.registry import load_engines
     from ddaebm.service.server import serve as run
 
     raise typer.Exit(run(create_app(settings, *load_engines(settings).values()), settings))

@@ -12,10 +12,6 @@ from starlette.datastructures import Headers
 
 from ddaebm.service.http.errors import Problem
 
-# Nothing here tells what is not public anyway; probes and the scrape come from machines that have no key.
-PROBES = {"/livez", "/readyz", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"}
-PUBLIC = {"/", "/docs", "/docs/oauth2-redirect", "/openapi.json", *PROBES}
-
 
 def make_key() -> tuple[str, str]:
     """A new key, and the hash of it that the settings take."""

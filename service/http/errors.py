@@ -73,7 +73,7 @@ def install(app: FastAPI) -> None:
     """Answer every exception that a handler may raise with a problem."""
 
     def respond(request: Request, problem: Problem) -> Response:
-        return problem_response(problem, request.url.path, request.state.request_id)
+        return problem_response(problem, request.url.path, request.state.context.request_id)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its size limit, its metrics, and a last resort for our own faults."""
+"""Around every request: a context, bounds on its body, metrics, a line of log, and a 500 for faults of our own."""
 
 import asyncio
 import itertools
@@ -6,27 +6,26 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ddaebm.service.http.auth import PROBES, PUBLIC, check_key
+from ddaebm.service.http.auth import check_key
 from ddaebm.service.http.bodies import SMALL_BODY, Bodies, Body
+from ddaebm.service.http.context import RequestContext
 from ddaebm.service.http.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
+from ddaebm.service.http.paths import Paths, Traits
 from ddaebm.service.logs import access, log_request
 from ddaebm.service.metrics import Metrics
-from ddaebm.service.tracing import Timings, Tracing
+from ddaebm.service.tracing import Tracing
 
 logger = logging.getLogger("ddaebm")
 
-_LARGE_BODIES = re.compile(r"/v1/scores|/v2/models/[^/]+(/versions/[^/]+)?/infer")
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-# Of requests that bring no id. Random numbers anew for each would be a call of the system, at which other threads take
-# the interpreter over from the event loop.
+# Ids of requests that bring none. A counter avoids a system call per request, which would release the GIL.
 _PROCESS, _COUNT = secrets.token_hex(8), itertools.count(1)
 _SECURITY = [(name.encode(), value.encode()) for name, value in SECURITY_HEADERS]
 _NO_SCRIPTS = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -34,13 +33,13 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestMiddleware:
-    """Sets `request.state.request_id`, `.timings` (stage -> seconds, sent as Server-Timing) and `.body`."""
+    """Sets `request.state.context`, which the routes get as a `RequestContext`."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
+        self, app: ASGIApp, paths: Paths, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
         api_keys: Sequence[str], tracing: Tracing | None,
     ) -> None:  # fmt: skip
-        self.app, self.metrics, self.api_keys = app, metrics, api_keys
+        self.app, self.paths, self.metrics, self.api_keys = app, paths, metrics, api_keys
         self.max_body_bytes, self.bodies, self.body_seconds = max_body_bytes, bodies, body_seconds
         self.tracing = tracing
 
@@ -52,10 +51,9 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_COUNT):016x}"
-        state: MutableMapping[str, Any] = scope.setdefault("state", {})
-        body = Body(self.bodies)
-        timings = Timings()
-        state["request_id"], state["timings"], state["body"] = request_id, timings, body
+        context = RequestContext(request_id, Body(self.bodies))
+        scope.setdefault("state", {})["context"] = context
+        traits = self.paths.of(scope["path"])
         status = CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -65,19 +63,18 @@ class RequestMiddleware:
                 fields = [*_SECURITY, (b"x-request-id", request_id.encode())]
                 if scope["path"] != "/docs":  # the one page with scripts
                     fields.append(_NO_SCRIPTS)
-                if timings:
-                    text = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in timings.items())
+                if context.timings:
+                    text = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in context.timings.items())
                     fields.append((b"server-timing", text.encode()))
                 message["headers"] = [*message["headers"], *fields]  # none of them is set further in
             await send(message)
 
         try:
-            large = _LARGE_BODIES.fullmatch(scope["path"])
-            limit = self.max_body_bytes if large else min(SMALL_BODY, self.max_body_bytes)
-            if self.api_keys and scope["path"] not in PUBLIC:
+            limit = self.max_body_bytes if traits.uploads else min(SMALL_BODY, self.max_body_bytes)
+            if self.api_keys and not traits.public:
                 check_key(headers, self.api_keys)
-            _check_length(headers, limit, body)
-            await self.app(scope, self._limited(receive, limit, body), send_with_headers)
+            _check_length(headers, limit, context.body)
+            await self.app(scope, self._limited(receive, limit, context.body), send_with_headers)
         except ClientDisconnect:  # while its body was read: counted as what it is, and no fault of ours
             logger.debug("request %s: the client left", request_id)
         except Problem as problem:  # from the two checks; later ones are answered inside the app
@@ -91,30 +88,32 @@ class RequestMiddleware:
             fault = Problem(500, "internal", "the server failed; its log has the request id")
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
-            body.release()
-            self._finish(scope, headers, status, began)
+            context.body.release()
+            self._finish(scope, headers, context, traits, status, began)
 
-    def _finish(self, scope: Scope, headers: Headers, status: int, began: float) -> None:
+    def _finish(
+        self, scope: Scope, headers: Headers, context: RequestContext, traits: Traits, status: int, began: float
+    ) -> None:
         """Count, log and trace a request that has been answered, or whose client has left."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - began
-        state, path, client = scope["state"], quote(scope["path"]), (scope.get("client") or ("-",))[0]
+        path, client = quote(scope["path"]), (scope.get("client") or ("-",))[0]
         self.metrics.requests.labels(route, method, str(status)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        if status in _REASONS and scope["path"] not in PUBLIC:
-            self.metrics.rejected.labels("bodies_full" if state["body"].refused else _REASONS[status]).inc()
-        # Probes and scrapes that went well would bury the rest.
-        level = logging.DEBUG if scope["path"] in PROBES and status < 400 else logging.INFO
+        if status in _REASONS and not traits.public:
+            self.metrics.rejected.labels("bodies_full" if context.body.refused else _REASONS[status]).inc()
+        # Successful probes and scrapes would bury the rest.
+        level = logging.DEBUG if traits.probe and status < 400 else logging.INFO
         if access.isEnabledFor(level):
-            log_request(level, client, method, path, status, seconds, state["request_id"])
+            log_request(level, client, method, path, status, seconds, context.request_id)
         if self.tracing and level > logging.DEBUG:
             attributes = {
                 "http.request.method": "_OTHER" if method == "other" else method, "http.route": route,
                 "url.scheme": scope["scheme"], "url.path": path, "client.address": client,
-                "ddaebm.request_id": state["request_id"],
+                "ddaebm.request_id": context.request_id,
             }  # fmt: skip
-            self.tracing.record(f"{method} {route}", headers, attributes, status, began, state["timings"])
+            self.tracing.record(f"{method} {route}", headers, attributes, status, began, context.timings)
 
     def _limited(self, receive: Receive, limit: int, body: Body) -> Receive:
         """Counts what arrives, for bodies that do not say how long they are, and bounds how long they may take."""

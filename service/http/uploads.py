@@ -5,7 +5,9 @@ import base64
 import binascii
 import io
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,11 +17,11 @@ from starlette.exceptions import HTTPException
 
 from ddaebm.model.errors import DataError, ImageFormatError
 from ddaebm.model.images.formats import Entry, npy_images, npy_shape
+from ddaebm.service.http.context import Deadline
 from ddaebm.service.http.errors import Problem, from_validation
 from ddaebm.service.http.media import FORM, JSON, NPY, media_type_of
 from ddaebm.service.http.schemas import ScoreRequest
 from ddaebm.service.settings import Settings
-from ddaebm.service.state import Deadline
 
 T = TypeVar("T")
 
@@ -42,13 +44,13 @@ REQUEST_BODY: dict[str, Any] = {
 }
 
 
-async def decoding(request: Request, deadline: Deadline, function: Callable[[], T]) -> T:
-    """What `function` returns, called on one of the few threads that uploads have.
+async def decoding(pool: ThreadPoolExecutor, deadline: Deadline, function: Callable[[], T]) -> T:
+    """The result of `function`, called on one of the few threads for uploads.
 
     Raises:
-        Problem: 504, the deadline passed. A call under way goes on; `function` should look at the deadline as well.
+        Problem: 504, the deadline passed. A running call continues; `function` should check the deadline as well.
     """
-    call = asyncio.get_running_loop().run_in_executor(request.app.state.decoders, function)
+    call = asyncio.get_running_loop().run_in_executor(pool, function)
     try:
         return await asyncio.wait_for(call, deadline.left())
     except TimeoutError as error:
@@ -63,31 +65,38 @@ async def read_body(request: Request) -> bytes:
     return buffer.getvalue()
 
 
-async def read_uploads(
-    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
-) -> Iterable[Entry]:
-    """The images of the body, undecoded, at least one; an image that is no base64 is an entry's error.
+@dataclass(frozen=True)
+class Upload:
+    """A request whose body holds images, and the means to read it."""
 
-    They are read as they are asked for, once, while `stack` is open.
+    request: Request
+    settings: Settings
+    pool: ThreadPoolExecutor
+    deadline: Deadline
+    stack: AsyncExitStack  # closes the files of a form
+
+
+async def read_uploads(upload: Upload) -> Iterable[Entry]:
+    """The images of the body, undecoded, at least one; an image that is not base64 is an entry's error.
+
+    The iterable can be gone through once, while `upload.stack` is open.
 
     Raises:
         Problem: 415 another media type, 413 too many images or pixels, 400 malformed, 422 nothing to score, 504.
     """
-    media_type = media_type_of(request)
+    media_type = media_type_of(upload.request)
     read = _READERS.get("image/*" if media_type.startswith("image/") else media_type)
     if read is None:
         raise Problem(
             415, "unsupported-media-type", f"send {FORM} with files named {_FIELD}, {JSON}, one image/* body, or {NPY}"
         )
-    return await read(request, settings, deadline, stack)
+    return await read(upload)
 
 
-async def _read_form(
-    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
-) -> Iterable[Entry]:
-    limit = settings.max_files
+async def _read_form(upload: Upload) -> Iterable[Entry]:
+    limit = upload.settings.max_files
     try:
-        form = await stack.enter_async_context(request.form(max_files=limit, max_fields=16))
+        form = await upload.stack.enter_async_context(upload.request.form(max_files=limit, max_fields=16))
     except HTTPException as error:  # Starlette tells its reasons apart by text alone
         if str(error.detail).startswith("Too many files"):
             raise _too_many(limit) from error
@@ -107,27 +116,25 @@ def _printable(name: str | None) -> str:
     return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
 
 
-async def _read_json(
-    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
-) -> Iterable[Entry]:
-    bodies = [await read_body(request)]
+async def _read_json(upload: Upload) -> Iterable[Entry]:
+    bodies, limit = [await read_body(upload.request)], upload.settings.max_files
 
     def parse() -> list[str]:
         body = bodies.pop()  # which ends with this call
         # Base64 has no commas and a data: URL has one, so that more of them are more values than will be taken:
         # known before millions of values are made of them.
-        if body.count(b",") > 2 * settings.max_files + 16:
-            raise _too_many(settings.max_files)
+        if body.count(b",") > 2 * limit + 16:
+            raise _too_many(limit)
         try:
             sent = ScoreRequest.model_validate_json(body)
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False, include_context=False)
             raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
-        if len(sent.images) > settings.max_files:
-            raise _too_many(settings.max_files)
+        if len(sent.images) > limit:
+            raise _too_many(limit)
         return sent.images
 
-    images = await decoding(request, deadline, parse)
+    images = await decoding(upload.pool, upload.deadline, parse)
     return (_from_base64(str(i), text) for i, text in enumerate(images))
 
 
@@ -141,15 +148,13 @@ def _from_base64(name: str, text: str) -> Entry:
         return Entry(name, ImageFormatError("not base64; send the bytes of an image file in standard base64"))
 
 
-async def _read_image(
-    request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack
-) -> Iterable[Entry]:
-    return [Entry("0", await read_body(request))]
+async def _read_image(upload: Upload) -> Iterable[Entry]:
+    return [Entry("0", await read_body(upload.request))]
 
 
-async def _read_npy(request: Request, settings: Settings, deadline: Deadline, stack: AsyncExitStack) -> Iterable[Entry]:
-    body = io.BytesIO(await read_body(request))
-    return await decoding(request, deadline, lambda: _parse_npy(body, settings))
+async def _read_npy(upload: Upload) -> Iterable[Entry]:
+    body = io.BytesIO(await read_body(upload.request))
+    return await decoding(upload.pool, upload.deadline, lambda: _parse_npy(body, upload.settings))
 
 
 def _parse_npy(handle: io.BytesIO, settings: Settings) -> list[Entry]:
@@ -174,6 +179,6 @@ def _too_many(limit: int) -> Problem:
     return Problem(413, "too-many-images", f"more than {limit} images; send fewer at once")
 
 
-_READERS: dict[str, Callable[[Request, Settings, Deadline, AsyncExitStack], Awaitable[Iterable[Entry]]]] = {
+_READERS: dict[str, Callable[[Upload], Awaitable[Iterable[Entry]]]] = {
     FORM: _read_form, JSON: _read_json, "image/*": _read_image, NPY: _read_npy,
 }  # fmt: skip

@@ -113,16 +113,14 @@ class Batcher:
         rows: NDArray[Any],
         allowed: float = float("inf"),
         low: bool = False,
-        callers: Sequence[str] = (),
         admitted: bool = False,
     ) -> Job:
         """Queue `rows`; await the job's future for the operation's arrays, in order.
 
         Args:
             allowed: seconds in which the answer is of use.
-            low: others may pass it.
-            callers: by what the caller is known should it come again.
-            admitted: whether it goes on with work that was let in before, and so is not refused half-way.
+            low: other jobs may pass it.
+            admitted: continues work that was accepted before, and so is not refused half-way.
 
         Raises:
             QueueFullError: the rows do not fit beside those waiting, or would be late.
@@ -133,7 +131,7 @@ class Batcher:
             if self._closing or not any(thread.is_alive() for thread in self._threads):
                 raise BatcherStoppedError
             if not admitted:
-                self.admission.admit(operation, len(rows), self._waiting.rows, allowed, callers, job.submitted)
+                self.admission.admit(operation, len(rows), self._waiting.rows, allowed, job.submitted)
             self._waiting.add(job)
             self._changed.notify()
         return job

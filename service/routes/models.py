@@ -34,9 +34,9 @@ def describe(engine: Engine) -> ModelInfo:
 
 @router.get("/v1/models")
 async def list_models(service: Shared) -> ModelList:
-    return ModelList(models=[describe(engine) for engine in service.engines.values()])
+    return ModelList(models=[describe(engine) for engine in service.registry.engines.values()])
 
 
 @router.get("/v1/models/{name}")
 async def get_model(name: str, service: Shared) -> ModelInfo:
-    return describe(service.engine(name))
+    return describe(service.registry.find(name))

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.paths import PROBE, traits
 from ddaebm.service.http.schemas import Status
 from ddaebm.service.state import Shared
 
@@ -11,22 +12,25 @@ router = APIRouter(tags=["probes"])
 
 
 @router.get("/livez")
+@traits(PROBE)
 async def livez(service: Shared) -> Status:
     """200 but when the inference thread died or hung twice; after that only a restart helps."""
-    if service.failed:
-        raise Problem(503, "not-live", service.fault() or "")
+    if service.runner.failed:
+        raise Problem(503, "not-live", service.runner.fault() or "")
     return Status(status="live")
 
 
 @router.get("/readyz")
 @router.get("/health", include_in_schema=False)
+@traits(PROBE)
 async def readyz(service: Shared) -> Status:
     """200 while requests are welcome."""
-    if reason := service.fault():
+    if reason := service.runner.fault():
         raise Problem(503, "not-ready", reason)
     return Status(status="ready")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@traits(PROBE)
 async def metrics(service: Shared) -> Response:
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -20,6 +20,7 @@ from ddaebm.model.files import encode_npy, write_zip
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.noise import MAX_SEED, image_seeds
 from ddaebm.model.ood.levels import Scores
+from ddaebm.service.http.context import Context, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
 from ddaebm.service.http.schemas import SampledImage, SampleRequest, SampleResponse
@@ -54,7 +55,7 @@ async def require_json(request: Request) -> None:
     responses={200: {"content": {PNG: BINARY, ZIP: BINARY, NPY: BINARY}}},
     dependencies=[Depends(require_json)],
 )
-async def create_samples(body: SampleRequest, request: Request, service: Shared) -> Response:
+async def create_samples(body: SampleRequest, request: Request, service: Shared, context: Context) -> Response:
     """Images, in the form that `Accept` asks for.
 
     `application/json`: base64 PNGs with the seed of each. `image/png`: the image, or a grid. `application/zip`: PNGs
@@ -64,10 +65,10 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), list(_ENCODERS))
     if body.include and media_type not in (JSON, ZIP):
         raise Problem(422, "invalid-request", f"include: scores have no place in {media_type}; Accept {JSON} or {ZIP}")
-    drawn = await _draw(body, request, service)
+    drawn = await _draw(body, request, service, context)
     began = time.perf_counter()
     content = await _encode(_ENCODERS[media_type], drawn)
-    request.state.timings["encode"] = time.perf_counter() - began
+    context.timings["encode"] = time.perf_counter() - began
     return Response(content, media_type=media_type)
 
 
@@ -76,6 +77,7 @@ async def create_samples(body: SampleRequest, request: Request, service: Shared)
 async def get_sample(
     request: Request,
     service: Shared,
+    context: Context,
     # A text, since as a number one image would have many addresses: 5, 05, 5.0.
     seed: Annotated[str, Path(pattern=r"^(0|[1-9]\d{0,15})$", description=f"0 to {MAX_SEED}")],
     digest: Annotated[str | None, Query(description="of the bundle: 404 for another one; lets caches keep it")] = None,
@@ -85,7 +87,7 @@ async def get_sample(
     """The image of a seed: a pure function of the bundle and the seed, so that caches may keep it."""
     if int(seed) > MAX_SEED:
         raise Problem(422, "invalid-request", f"seed: must lie in 0..{MAX_SEED}")
-    engine = service.engine(model)
+    engine = service.registry.find(model)
     if digest is not None and digest != engine.digest:
         detail = f"{engine.name} is loaded with digest {engine.digest}, not the one asked for"
         raise Problem(404, "unknown-digest", detail)
@@ -98,11 +100,12 @@ async def get_sample(
         response = Response(headers=headers, media_type=PNG)
         del response.headers["content-length"]
         return response
-    (images,) = await service.run(request, Operation(engine, "sample"), np.array([int(seed)], dtype=np.int64))
+    seeds = np.array([int(seed)], dtype=np.int64)
+    (images,) = await service.runner.run(request, context, Operation(engine, "sample"), seeds)
     service.metrics.sampled.labels(engine.name).inc()
     began = time.perf_counter()
-    content = await _encode(_to_png, Drawn(engine, np.array([int(seed)]), images))
-    request.state.timings["encode"] = time.perf_counter() - began
+    content = await _encode(_to_png, Drawn(engine, seeds, images))
+    context.timings["encode"] = time.perf_counter() - began
     return Response(content, headers=headers, media_type=PNG)
 
 
@@ -112,18 +115,18 @@ async def _encode(encode: Callable[[Drawn], bytes], drawn: Drawn) -> bytes:
     return await asyncio.to_thread(encode, drawn)
 
 
-async def _draw(body: SampleRequest, request: Request, service: Service) -> Drawn:
-    engine = service.engine(body.model)
+async def _draw(body: SampleRequest, request: Request, service: Service, context: RequestContext) -> Drawn:
+    engine = service.registry.find(body.model)
     if body.seeds is not None:
         seeds = np.array(body.seeds, dtype=np.int64)
     else:
         first = secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed
         seeds = image_seeds(first, body.n * body.best_of)
-    (images,) = await service.run(request, Operation(engine, "sample"), seeds)
+    (images,) = await service.runner.run(request, context, Operation(engine, "sample"), seeds)
     service.metrics.sampled.labels(engine.name).inc(len(images))
     if not body.include and body.best_of == 1:
         return Drawn(engine, seeds, images)
-    scores = Scores(*await service.run(request, Operation(engine, "score"), images))
+    scores = Scores(*await service.runner.run(request, context, Operation(engine, "score"), images))
     if body.best_of > 1:
         kept = np.sort(np.argsort(scores.ood_score, kind="stable")[: body.n])
         seeds, images = seeds[kept], images[kept]

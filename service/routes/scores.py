@@ -20,64 +20,70 @@ from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import open_entry
 from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.model.ood.levels import Explained, Scores
+from ddaebm.service.http.context import Context, Deadline
 from ddaebm.service.http.errors import Problem
+from ddaebm.service.http.paths import UPLOADS, traits
 from ddaebm.service.http.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
-from ddaebm.service.http.uploads import REQUEST_BODY, decoding, read_uploads
+from ddaebm.service.http.uploads import REQUEST_BODY, Upload, decoding, read_uploads
 from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.settings import Settings
-from ddaebm.service.state import Deadline, Shared
+from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["scores"])
 
-Upload = tuple[str, Decoded | ImageProblem]  # name, and its pixels or what is wrong with it
+Item = tuple[str, Decoded | ImageProblem]  # name, and its pixels or the problem with it
 
 
 @router.post("/v1/scores", response_model_exclude_none=True, openapi_extra={"requestBody": REQUEST_BODY})
-async def create_scores(request: Request, service: Shared, query: Annotated[ScoreQuery, Query()]) -> ScoreResponse:
+@traits(UPLOADS)
+async def create_scores(
+    request: Request, service: Shared, context: Context, query: Annotated[ScoreQuery, Query()]
+) -> ScoreResponse:
     """Energies, OOD score, p-value and verdict of each image, in the order sent.
 
     An image that cannot be read has an `error` in its place; the status is 200 while at least one was scored.
     """
-    engine = service.engine(query.model)
+    engine = service.registry.find(query.model)
     scorer = engine.scorer
     alpha = scorer.default_alpha if query.alpha is None else query.alpha
     for name, rate in (("alpha", alpha), ("fdr", query.fdr)):
         if rate is not None and rate < scorer.smallest_p:
             detail = f"{name}: {rate:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
             raise Problem(422, f"{name}-too-small", detail)
-    deadline = service.deadline(request)
+    settings, pool = service.settings, service.decoders
+    deadline = context.start(request.headers, settings.deadline_seconds)
     async with AsyncExitStack() as stack:
-        entries = await read_uploads(request, service.settings, deadline, stack)
+        entries = await read_uploads(Upload(request, settings, pool, deadline, stack))
         began = time.perf_counter()
-        decode = partial(decode_all, entries, engine.contract, service.settings, deadline)
-        uploads = await decoding(request, deadline, decode)
-        request.state.timings["decode"] = time.perf_counter() - began
+        decode = partial(decode_all, entries, engine.contract, settings, deadline)
+        uploads = await decoding(pool, deadline, decode)
+        context.timings["decode"] = time.perf_counter() - began
     del entries, decode
-    request.state.body.release()
+    context.body.release()
     readable = [item.pixels for _, item in uploads if isinstance(item, Decoded)]
     if not readable:
         first = next(item for _, item in uploads if isinstance(item, ImageProblem))
         raise Problem(first.status, first.type.rpartition(":")[2], first.detail)
     operation = Operation(engine, "explain" if query.heatmap else "score")
-    arrays = await service.run(request, operation, np.stack(readable))
+    arrays = await service.runner.run(request, context, operation, np.stack(readable))
     scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
-    service.count_scores(engine, scores, alpha)
+    service.registry.count_scores(engine, scores, alpha)
     if not query.heatmap:
         return respond(engine, alpha, query.fdr, uploads, scores)
     began = time.perf_counter()
     response = await asyncio.to_thread(respond, engine, alpha, query.fdr, uploads, scores)
-    request.state.timings["encode"] = time.perf_counter() - began
+    context.timings["encode"] = time.perf_counter() - began
     return response
 
 
-def decode_all(entries: Iterable[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Upload]:
+def decode_all(entries: Iterable[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Item]:
     """Every entry by name, decoded or with what is wrong with it. Headers are checked before pixels are decoded.
 
     Raises:
         Problem: 504, the deadline passed between two of them.
     """
     budget = settings.max_request_pixels
-    uploads: list[Upload] = []
+    uploads: list[Item] = []
     for entry in entries:
         deadline.check()
         try:
@@ -103,7 +109,7 @@ def _image_problem(error: ImageError) -> ImageProblem:
 
 
 def respond(
-    engine: Engine, alpha: float, fdr: float | None, uploads: list[Upload], scores: Scores | Explained
+    engine: Engine, alpha: float, fdr: float | None, uploads: list[Item], scores: Scores | Explained
 ) -> ScoreResponse:
     """One result an upload, in the order sent; rows of `scores` are the readable ones."""
     threshold = None if fdr is None else fdr_threshold(scores.p_value, fdr)

@@ -14,8 +14,10 @@ from fastapi import APIRouter, Request, Response
 from ddaebm.model.engine import Engine
 from ddaebm.model.noise import MAX_SEED
 from ddaebm.model.ood.levels import Scores
+from ddaebm.service.http.context import Context, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
+from ddaebm.service.http.paths import PROBE, UPLOADS, traits
 from ddaebm.service.http.schemas import MAX_SAMPLES
 from ddaebm.service.http.uploads import decoding, read_body
 from ddaebm.service.queue.scheduling import Operation
@@ -41,7 +43,7 @@ class V2Model:
 
 def models(service: Service) -> dict[str, V2Model]:
     found: dict[str, V2Model] = {}
-    for engine in service.engines.values():
+    for engine in service.registry.engines.values():
         image = (-1, *engine.contract.shape)
         images = TensorSpec("images", "UINT8", image)
         numbers = TensorSpec("ood_score", "FP64", (-1, 1)), TensorSpec("p_value", "FP64", (-1, 1))
@@ -71,15 +73,17 @@ async def server_metadata(request: Request) -> dict[str, Any]:
 
 
 @router.get("/health/live")
+@traits(PROBE)
 async def server_live(service: Shared) -> dict[str, bool]:
-    if service.failed:
-        raise Problem(503, "not-live", service.fault() or "")
+    if service.runner.failed:
+        raise Problem(503, "not-live", service.runner.fault() or "")
     return {"live": True}
 
 
 @router.get("/health/ready")
+@traits(PROBE)
 async def server_ready(service: Shared) -> dict[str, bool]:
-    if reason := service.fault():
+    if reason := service.runner.fault():
         raise Problem(503, "not-ready", reason)
     return {"ready": True}
 
@@ -98,7 +102,7 @@ async def statistics(service: Shared) -> dict[str, Any]:
 @router.get("/models/{name}/versions/{version}/ready", include_in_schema=False)
 async def model_ready(name: str, service: Shared, version: str = VERSION) -> dict[str, Any]:
     model = find(service, name, version)
-    if reason := service.fault():
+    if reason := service.runner.fault():
         raise Problem(503, "not-ready", reason)
     return {"name": model.name, "ready": True}
 
@@ -137,28 +141,28 @@ async def model_config(name: str, service: Shared, version: str = VERSION) -> di
 
 @router.post("/models/{name}/infer", response_class=Response, openapi_extra=_BODY)
 @router.post("/models/{name}/versions/{version}/infer", response_class=Response, include_in_schema=False)
-async def infer(name: str, request: Request, service: Shared, version: str = VERSION) -> Response:
+@traits(UPLOADS)
+async def infer(name: str, request: Request, service: Shared, context: Context, version: str = VERSION) -> Response:
     """Seeds to images, or images to scores, as JSON or binary tensors."""
     model = find(service, name, version)
     statistics = service.statistics.setdefault(model.name, InferStatistics())
     began = time.perf_counter()
     try:
-        response = await _infer(model, version, request, service)
+        response = await _infer(model, version, request, service, context)
     except BaseException:
         statistics.failures += 1
         statistics.seconds["fail"] += time.perf_counter() - began
         raise
-    timings = request.state.timings
     statistics.requests += 1
     statistics.last = time.time_ns() // 1_000_000
     statistics.seconds["success"] += time.perf_counter() - began
     for part in ("queue", "infer"):
-        statistics.seconds[part] += timings[part]
+        statistics.seconds[part] += context.timings[part]
     return response
 
 
-async def _infer(model: V2Model, version: str, request: Request, service: Service) -> Response:
-    deadline = service.deadline(request)
+async def _infer(model: V2Model, version: str, request: Request, service: Service, context: RequestContext) -> Response:
+    deadline = context.start(request.headers, service.settings.deadline_seconds)
     body = await read_body(request)
     encoding = request.headers.get("content-encoding", "").strip().lower()
     length = request.headers.get(HEADER_LENGTH)
@@ -168,28 +172,28 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
         return parse_request(plain, length, model.input, model.outputs, model.most)
 
     began = time.perf_counter()
-    asked = await decoding(request, deadline, read)
-    request.state.timings["decode"] = time.perf_counter() - began
+    asked = await decoding(service.decoders, deadline, read)
+    context.timings["decode"] = time.perf_counter() - began
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)
-    request.state.low = asked.low
+    context.low = context.low or asked.low
     rows = asked.tensor
     if model.input.name == "seeds":
         rows = rows[:, 0]
         if rows.min() < 0 or rows.max() > MAX_SEED:
             raise Problem(422, "invalid-request", f"seeds must lie in 0..{MAX_SEED}")
-    arrays = await service.run(request, model.operation, rows)
+    arrays = await service.runner.run(request, context, model.operation, rows)
     if model.input.name == "seeds":
         service.metrics.sampled.labels(model.engine.name).inc(len(rows))
     else:
-        service.count_scores(model.engine, Scores(*arrays), model.engine.scorer.default_alpha)
+        service.registry.count_scores(model.engine, Scores(*arrays), model.engine.scorer.default_alpha)
     service.statistics[model.name].images += len(rows)
     found = {spec.name: (spec, array.reshape(len(rows), *spec.shape[1:]))
              for spec, array in zip(model.outputs, arrays, strict=True)}  # fmt: skip
     wanted = [(*found[output], binary) for output, binary in asked.outputs.items()]
     began = time.perf_counter()
     content, headers = await asyncio.to_thread(encode_response, model.name, version, asked.id, wanted)
-    request.state.timings["encode"] = time.perf_counter() - began
+    context.timings["encode"] = time.perf_counter() - began
     return Response(content, headers=headers)
 
 

@@ -13,7 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from ddaebm.model.errors import BundleMissingFileError
-from ddaebm.service.app import create_app, load_engines
+from ddaebm.service.app import create_app
+from ddaebm.service.registry import load_engines
 from ddaebm.service.settings import Settings
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, metric, wait_until
 
@@ -124,10 +125,12 @@ def test_stopping_finishes_what_waits(engine: FakeEngine) -> None:
                     posts = [asyncio.create_task(client.post("/v1/samples", json={"n": 5}))]
                     assert await asyncio.to_thread(engine.entered.wait, PATIENCE)
                     posts += [asyncio.create_task(client.post("/v1/samples", json={"n": 5})) for _ in range(3)]
-                    await asyncio.to_thread(wait_until, lambda: service.batcher.queued == 15)
-                    threading.Thread(target=lambda: (wait_until(lambda: service.draining), engine.release())).start()
+                    await asyncio.to_thread(wait_until, lambda: service.runner.batcher.queued == 15)
+                    threading.Thread(
+                        target=lambda: (wait_until(lambda: service.runner.draining), engine.release())
+                    ).start()
                 assert [(await post).status_code for post in posts] == [200] * 4
-                assert not service.batcher.alive
+                assert not service.runner.batcher.alive
 
     asyncio.run(test())
 

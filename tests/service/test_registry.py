@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine on a real, tiny bundle."""
+"""Engines on a real, tiny bundle, and how the cores are shared among the workers."""
 
 import json
 import sys
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from ddaebm.model.bundle import load_bundle
-from ddaebm.model.engine import Engine
+from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.runtime import OnnxEngine
-from ddaebm.service.registry import load_engine, plan_workers
+from ddaebm.service.registry import plan_workers
 from ddaebm.service.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def onnx_engine(debug_bundle: Path) -> Engine:
-    return load_engine(load_bundle(debug_bundle), Settings(device="cpu", threads=1))
+    return load_engine(load_bundle(debug_bundle), "cpu")
 
 
 def test_the_engine_says_what_its_bundle_says(onnx_engine: Engine, debug_bundle: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_backend_that_is_not_installed_is_named(
     monkeypatch.delitem(sys.modules, "ddaebm.model.nets.torch_engine", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
-        load_engine(load_bundle(debug_bundle), Settings(backend="torch"))
+        load_engine(load_bundle(debug_bundle), backend="torch")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from ddaebm.model.errors import BundleError, ConfigError
-from ddaebm.service.app import create_app, load_engines
+from ddaebm.service.app import create_app
+from ddaebm.service.registry import Engines, load_engines
 from ddaebm.service.settings import Settings
-from ddaebm.service.state import Engines, Service
+from ddaebm.service.state import Service
 from tests.service.conftest import PATIENCE, FakeEngine, check_problem, metric, png
 
 
@@ -31,7 +32,7 @@ def service_of(client: TestClient) -> Service:
 
 def reload(client: TestClient) -> None:
     assert client.portal
-    client.portal.call(service_of(client).reload)
+    client.portal.call(service_of(client).registry.reload)
 
 
 def names(client: TestClient) -> list[str]:
@@ -51,7 +52,7 @@ def test_the_model_is_chosen_by_name_and_the_first_is_the_default(client: TestCl
 
 
 def test_a_reload_replaces_all_engines_at_once(client: TestClient) -> None:
-    service_of(client).load = lambda loaded: {"third": FakeEngine("third")}
+    service_of(client).registry.load = lambda loaded: {"third": FakeEngine("third")}
     reload(client)
     assert names(client) == ["third"]
     assert metric(client, "ddaebm_model_info", model="third") == 1
@@ -64,10 +65,10 @@ def test_a_reload_that_fails_leaves_everything_as_it_was(client: TestClient, err
     def fail(loaded: Engines) -> Engines:
         raise error
 
-    before = service_of(client).engines
-    service_of(client).load = fail
+    before = service_of(client).registry.engines
+    service_of(client).registry.load = fail
     reload(client)
-    assert service_of(client).engines is before
+    assert service_of(client).registry.engines is before
     assert client.post("/v1/samples", json={}).status_code == 200
     assert metric(client, "ddaebm_reloads_total", outcome="failed") == 1
     assert metric(client, "ddaebm_model_info", model="first") == 1
@@ -77,20 +78,20 @@ def test_the_drift_of_a_model_lasts_as_long_as_its_bundle(client: TestClient) ->
     client.post("/v1/scores", files=[("images", png(200 + value)) for value in range(20)])
     drifted = metric(client, "ddaebm_drift_log_martingale", model="first")
     assert drifted > 1
-    service_of(client).load = lambda loaded: {"first": FakeEngine("first")}
+    service_of(client).registry.load = lambda loaded: {"first": FakeEngine("first")}
     reload(client)
     assert metric(client, "ddaebm_drift_log_martingale", model="first") == drifted
     other = FakeEngine("first")
     other.digest = "1f" * 32
-    service_of(client).load = lambda loaded: {"first": other}
+    service_of(client).registry.load = lambda loaded: {"first": other}
     reload(client)
     assert metric(client, "ddaebm_drift_log_martingale", model="first") == 0
 
 
 def test_a_request_that_waits_is_answered_by_the_engine_that_it_began_with(client: TestClient) -> None:
-    first = service_of(client).engines["first"]
+    first = service_of(client).registry.engines["first"]
     assert isinstance(first, FakeEngine)
-    service_of(client).load = lambda loaded: {"third": FakeEngine("third")}
+    service_of(client).registry.load = lambda loaded: {"third": FakeEngine("third")}
     answers: list[Any] = []
     with first.blocked():
         thread = threading.Thread(target=lambda: answers.append(client.post("/v1/samples", json={"seed": 4})))
@@ -113,9 +114,9 @@ def test_reloads_come_one_after_the_other_and_many_at_once_are_two(client: TestC
         return loaded
 
     async def many() -> None:
-        await asyncio.gather(*(service_of(client).reload() for _ in range(20)))
+        await asyncio.gather(*(service_of(client).registry.reload() for _ in range(20)))
 
-    service_of(client).load = load
+    service_of(client).registry.load = load
     assert client.portal
     client.portal.call(many)
     assert 1 <= metric(client, "ddaebm_reloads_total", outcome="ok") <= 2

@@ -30,7 +30,7 @@ def test_after_a_thread_died_another_one_answers_and_those_who_waited_lost_nothi
         running = pool.submit(client.post, SAMPLES, json=ONE)
         assert engine.entered.wait(PATIENCE)
         waiting = pool.submit(client.post, SAMPLES, json=ONE)
-        wait_until(lambda: service_of(client.app).batcher.queued)
+        wait_until(lambda: service_of(client.app).runner.batcher.queued)
         engine.fault = SystemExit()
         engine.release()
         assert check_problem(running.result(PATIENCE), 503, "not-ready")["detail"].endswith("try again")
@@ -58,12 +58,12 @@ def test_the_second_death_fails_the_probes_and_tells_all_who_wait(client: TestCl
         first = pool.submit(client.post, SAMPLES, json=ONE, headers=headers)
         assert engine.entered.wait(PATIENCE)
         second = pool.submit(client.post, SAMPLES, json=ONE, headers=headers)
-        wait_until(lambda: service_of(client.app).batcher.queued)
+        wait_until(lambda: service_of(client.app).runner.batcher.queued)
         engine.fault = SystemExit()
         engine.release()
         check_problem(first.result(PATIENCE), 503, "not-ready")
         check_problem(second.result(PATIENCE), 503, "not-ready")
-    wait_until(lambda: service_of(client.app).failed)
+    wait_until(lambda: service_of(client.app).runner.failed)
     assert "twice" in check_problem(client.get("/readyz"), 503, "not-ready")["detail"]
     check_problem(client.get("/livez"), 503, "not-live")
     check_problem(client.post(SAMPLES, json=ONE), 503, "not-ready")
@@ -87,6 +87,6 @@ def test_the_process_ends_with_1_when_the_service_failed(engine: FakeEngine) -> 
     server = threading.Thread(target=lambda: codes.append(serve(app, settings)))
     server.start()
     wait_until(lambda: hasattr(app.state, "service"))
-    service_of(app).failed = True
+    service_of(app).runner.failed = True
     server.join(PATIENCE)
     assert codes == [1]

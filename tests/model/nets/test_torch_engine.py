@@ -19,7 +19,7 @@ from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.nets.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.runtime import OnnxEngine
-from ddaebm.service.registry import load_engine
+from ddaebm.service.registry import load_engines
 from ddaebm.service.settings import Settings
 
 SEEDS = image_seeds(3, 23)
@@ -106,8 +106,8 @@ def test_the_networks_see_no_size_that_warming_up_has_not_run(debug_bundle: Path
 
 
 def test_the_settings_choose_the_engine(debug_bundle: Path) -> None:
-    settings = Settings(backend="torch", device="cpu", max_batch=3)
-    engine = load_engine(load_bundle(debug_bundle), settings)
+    settings = Settings(bundle=(str(debug_bundle),), backend="torch", device="cpu", max_batch=3)
+    (engine,) = load_engines(settings).values()
     assert isinstance(engine, TorchEngine)
     assert engine._sizes == [1, 2, 3]
 

@@ -40,7 +40,7 @@ def test_probes_answer_while_the_engine_is_busy(client: TestClient, engine: Fake
 
 
 def test_a_draining_service_is_live_but_not_ready(client: TestClient) -> None:
-    service_of(client).draining = True
+    service_of(client).runner.draining = True
     assert "draining" in check_problem(client.get("/readyz"), 503, "not-ready")["detail"]
     assert client.get("/livez").status_code == 200
 

@@ -208,7 +208,7 @@ def test_an_unknown_model_or_version_is_404(client: TestClient, path: str) -> No
 def test_health_follows_the_service(client: TestClient) -> None:
     paths = ("/v2/health/live", "/v2/health/ready", f"{SAMPLER}/ready")
     assert [client.get(path).status_code for path in paths] == [200, 200, 200]
-    client.app.state.service.draining = True  # type: ignore[attr-defined]
+    client.app.state.service.runner.draining = True  # type: ignore[attr-defined]
     assert [client.get(path).status_code for path in paths] == [200, 503, 503]
 
 

@@ -1,28 +1,27 @@
 """How a request's work is run: deadlines, clients that leave, a queue that is full."""
 
 import asyncio
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from starlette.requests import Request
+from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from starlette.types import Message
 
 from ddaebm.service.app import create_app
+from ddaebm.service.http.context import is_low
 from ddaebm.service.queue.batching import Batcher
 from ddaebm.service.queue.scheduling import Job, Operation
 from ddaebm.service.settings import Settings
-from ddaebm.service.state import is_low
 from tests.service.conftest import PATIENCE, FakeEngine, MakeClient, check_problem, files, metric, png, wait_until
 
 SAMPLES, SCORES = "/v1/samples", "/v1/scores"
 
 
 def batcher_of(app: Any) -> Batcher:
-    batcher: Batcher = app.state.service.batcher
+    batcher: Batcher = app.state.service.runner.batcher
     return batcher
 
 
@@ -93,27 +92,6 @@ def test_a_full_queue_is_429_with_whole_seconds_to_wait(make_client: MakeClient,
     assert metric(client, "ddaebm_rejected_total", reason="queue_full") == 2
 
 
-@pytest.mark.parametrize("known_by", ["request id", "connection"])
-def test_who_comes_again_when_told_to_finds_room(make_client: MakeClient, engine: FakeEngine, known_by: str) -> None:
-    client = make_client(max_queue_images=10)
-    other = TestClient(client.app, client=("elsewhere", 1))
-    again = client if known_by == "connection" else other
-    with ThreadPoolExecutor(8) as pool, engine.blocked():
-        requests = [pool.submit(client.post, SAMPLES, json={"n": 1})]
-        assert engine.entered.wait(PATIENCE)
-        requests.append(pool.submit(client.post, SAMPLES, json={"n": 8}))
-        wait_until(lambda: batcher_of(client.app).queued == 8)
-        refused = client.post(SAMPLES, json={"n": 5})
-        assert "X-Request-ID" in check_problem(refused, 429, "queue-full")["detail"]
-        time.sleep(int(refused.headers["retry-after"]))
-        check_problem(other.post(SAMPLES, json={"n": 5}), 429)
-        headers = {"x-request-id": refused.headers["x-request-id"]} if known_by == "request id" else {}
-        requests.append(pool.submit(again.post, SAMPLES, json={"n": 5}, headers=headers))
-        wait_until(lambda: batcher_of(client.app).queued == 13)
-        engine.release()
-        assert [request.result(PATIENCE).status_code for request in requests] == [200] * 3
-
-
 def test_what_cannot_be_done_in_its_time_is_refused_at_once(make_client: MakeClient, engine: FakeEngine) -> None:
     client = make_client()
     batcher = batcher_of(client.app)
@@ -150,8 +128,7 @@ def test_the_second_half_of_a_request_is_not_refused(make_client: MakeClient, en
      ("fast", False), ("xu=7", False)],
 )  # fmt: skip
 def test_priority_says_whether_others_may_pass(header: str, low: bool) -> None:
-    request = Request({"type": "http", "headers": [(b"priority", header.encode())]})
-    assert is_low(request) is low
+    assert is_low(Headers({"priority": header})) is low
 
 
 def test_the_queue_is_told_of_the_priority(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,58 @@
+"""What the middleware must know of a path before the route is found. Each route says it beside itself, by `traits`."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Traits:
+    public: bool = False  # needs no API key, and refusals are not counted as rejected work
+    probe: bool = False  # asked all the time: logged only where it fails
+    uploads: bool = False  # takes bodies up to the limit of the settings; others take small ones
+
+
+PLAIN, PUBLIC, UPLOADS = Traits(), Traits(public=True), Traits(uploads=True)
+PROBE = Traits(public=True, probe=True)  # by machines that have no key
+_ATTRIBUTE = "ddaebm_traits"
+
+
+def traits(value: Traits) -> Callable[[Endpoint], Endpoint]:
+    """Give an endpoint its traits; goes below the decorator of the route."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        setattr(endpoint, _ATTRIBUTE, value)
+        return endpoint
+
+    return mark
+
+
+class Paths:
+    """The traits of every path, from the routes themselves.
+
+    Args:
+        routes: routes of our own.
+        public: paths of FastAPI's pages.
+    """
+
+    def __init__(self, routes: Iterable[BaseRoute], public: Iterable[str]) -> None:
+        self._exact = dict.fromkeys(public, PUBLIC)
+        self._patterns: list[tuple[re.Pattern[str], Traits]] = []
+        for route in routes:
+            assert isinstance(route, APIRoute)
+            value: Traits = getattr(route.endpoint, _ATTRIBUTE, PLAIN)
+            if "{" not in route.path:
+                self._exact[route.path] = value
+            elif value != PLAIN:
+                self._patterns.append((route.path_regex, value))
+
+    def of(self, path: str) -> Traits:
+        if path in self._exact:
+            return self._exact[path]
+        return next((value for pattern, value in self._patterns if pattern.match(path)), PLAIN)

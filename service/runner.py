@@ -1,0 +1,88 @@
+"""Runs a request's work on the inference threads, under its deadline, while its client waits."""
+
+import asyncio
+from typing import Any
+
+from fastapi import Request
+from numpy.typing import NDArray
+
+from ddaebm.service.http.context import RequestContext
+from ddaebm.service.http.errors import CLIENT_GONE, Problem
+from ddaebm.service.queue.admission import QueueFullError
+from ddaebm.service.queue.batching import Batcher, BatcherStoppedError
+from ddaebm.service.queue.scheduling import Arrays, Operation
+from ddaebm.service.settings import Settings
+
+
+class Runner:
+    """The batcher, seen from a request; and whether it is fit to take more."""
+
+    def __init__(self, settings: Settings, batcher: Batcher) -> None:
+        self.settings, self.batcher = settings, batcher
+        self.draining = False
+        self.failed = False  # for good: only a new process helps
+
+    def fault(self) -> str | None:
+        """Why the service is not ready, or None when it is."""
+        if self.draining:
+            return "draining: the service is shutting down"
+        if self.failed:
+            return "inference threads died or hung twice; restart the service"
+        if not self.batcher.alive:
+            return "an inference thread died; another one is being started"
+        return None
+
+    async def run(self, request: Request, context: RequestContext, operation: Operation, rows: NDArray[Any]) -> Arrays:
+        """Run `rows` on an inference thread, unless the client leaves or its deadline passes first.
+
+        A request may run several operations one after the other under one deadline; only the first can be refused.
+
+        Raises:
+            Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
+        """
+        limit = self.settings.max_queue_images
+        if len(rows) > limit:
+            raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
+        deadline = context.start(request.headers, self.settings.deadline_seconds)
+        try:
+            job = self.batcher.submit(operation, rows, deadline.left(), context.low, context.admitted)
+        except QueueFullError as error:
+            wait = {"Retry-After": str(error.retry_after)}
+            slow = f"it would take more than {deadline.allowed:g} s"
+            why = slow if error.late else f"the queue of {limit} images is full"
+            raise Problem(429, "queue-full", f"{why}; try again in {error.retry_after} s", wait) from error
+        except BatcherStoppedError as error:
+            raise self._stopped() from error
+        context.admitted = True
+        reason = "cancelled"
+        gone = asyncio.ensure_future(_disconnect(request))
+        try:
+            waiting: set[asyncio.Future[Any]] = {job.future, gone}
+            await asyncio.wait(waiting, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
+            if job.future.done():
+                arrays = job.future.result()
+            elif gone.done():
+                reason = "client-gone"
+                raise Problem(CLIENT_GONE, "client-gone", "the client left")
+            else:
+                reason = "deadline"
+                raise deadline.problem()
+        except BatcherStoppedError as error:
+            raise self._stopped() from error
+        finally:
+            gone.cancel()
+            self.batcher.cancel(job, reason)
+        timings = context.timings
+        timings["queue"] = timings.get("queue", 0.0) + job.started - job.submitted
+        timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
+        return arrays
+
+    def _stopped(self) -> Problem:
+        reason = self.fault() or "the inference thread died or hung with this request"
+        return Problem(503, "not-ready", f"{reason}; try again", {"Retry-After": "1"})
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client has gone; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
