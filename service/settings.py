@@ -32,9 +32,7 @@ class Settings(BaseSettings):
     workers: int = Field(0, ge=0, description="inferences at a time; 0: one a core, or one on a GPU or with torch")
     threads: int = Field(0, ge=0, description="threads of one inference; 0: the cores, shared among the workers")
     max_batch: int = Field(64, ge=1, description="images in one inference")
-    max_queue_images: int = Field(
-        4096, ge=1, description="images waiting before requests get 429; as many again of those who come when told"
-    )
+    max_queue_images: int = Field(4096, ge=1, description="images that may wait; requests beyond them get 429")
     max_connections: int = Field(
         2048, ge=1, description="open connections; one more closes the one that has kept the service waiting longest"
     )
