@@ -23,10 +23,11 @@ if not all((Path(__file__).parent / room).is_dir() for room in ("model", "servic
     )
 
 if TYPE_CHECKING:
-    from ddaebm.api import Model, ScoreResult, load
+    from ddaebm.api import Model, load
     from ddaebm.detector import Detector
     from ddaebm.model.errors import BundleError, ConfigError, DataError, DdaebmError, ImageError, InputError
     from ddaebm.model.noise import image_seeds
+    from ddaebm.result import ScoreResult
 
 __all__ = [
     "BundleError",
@@ -45,7 +46,7 @@ __all__ = [
 _HOME = {
     "Detector": "ddaebm.detector",
     "Model": "ddaebm.api",
-    "ScoreResult": "ddaebm.api",
+    "ScoreResult": "ddaebm.result",
     "image_seeds": "ddaebm.model.noise",
     "load": "ddaebm.api",
 }  # the errors are in ddaebm.model.errors

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.bulk import BATCH, Scored, parts, score_entries
+from ddaebm.model.bulk import BATCH, parts, score_entries
 from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
 from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ImageError, InputError
@@ -19,12 +18,12 @@ from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.inputs import Images, as_seeds, entries_of
 from ddaebm.model.images.readers import decode_entry
 from ddaebm.model.noise import MAX_SEED, image_seeds
-from ddaebm.model.ood.conformal import false_alarm_interval, fdr_threshold
+from ddaebm.model.ood.conformal import false_alarm_interval
 from ddaebm.model.parallel import in_order
 from ddaebm.model.runtime import OnnxEngine, StepCallback
+from ddaebm.result import ScoreResult, make_result, require_readable
 
 MAX_SAMPLE_BYTES = 2**32  # of the result of one `sample` call
-_SHOWN = 3  # names in an error
 
 
 def load(
@@ -45,59 +44,6 @@ def load(
     """
     loaded = load_bundle(find_bundle(fspath(bundle)))
     return Model(loaded, load_engine(loaded, device, backend, threads))
-
-
-@dataclass(frozen=True, repr=False, eq=False)
-class ScoreResult:
-    """Scores of N images, in the order they were given.
-
-    `energies` are noiseless: each level's energy network is given the scaled image without added noise.
-    """
-
-    energies: NDArray[np.float32]  # (N, T), low on data; no unit
-    energy_quantiles: NDArray[np.float64]  # (N, T), share of the calibration images with a lower energy
-    ood_score: NDArray[np.float64]  # (N,), high means out of distribution; no unit
-    p_value: NDArray[np.float64]  # (N,), conformal, in (0, 1]
-    resized: NDArray[np.bool_]  # (N,), whether the image had another size than the model's
-    names: tuple[str, ...]  # file names, or positions for arrays
-    calibration_size: int  # number n of calibration images; the smallest possible p-value is 1/(n + 1)
-
-    def __len__(self) -> int:
-        return len(self.p_value)
-
-    def __repr__(self) -> str:
-        low, high = self.p_value.min(), self.p_value.max()
-        return f"<ddaebm.ScoreResult of {len(self)} images, p_value {low:.4g} to {high:.4g}>"
-
-    def is_ood(self, alpha: float = 0.05) -> NDArray[np.bool_]:
-        """p_value <= alpha, (N,). Over calibration sets, ordinary images are flagged at rate alpha at most, on average.
-
-        For the rate of this calibration set see `Model.false_alarm_interval`.
-
-        Raises:
-            InputError: alpha is not in [1/(n + 1), 1), so that it could never fire.
-        """
-        return self.p_value <= self._rate("alpha", alpha)
-
-    def select(self, fdr: float = 0.1) -> NDArray[np.bool_]:
-        """Images selected as out of distribution by Benjamini and Hochberg's procedure, (N,).
-
-        Its false discovery rate is at most `fdr`: the mean, over batches like this one, of the share of the selected
-        images that are ordinary, where a batch with nothing selected counts as 0.
-
-        Raises:
-            InputError: fdr is not in [1/(n + 1), 1).
-        """
-        return self.p_value <= fdr_threshold(self.p_value, self._rate("fdr", fdr))
-
-    def _rate(self, name: str, rate: float) -> float:
-        smallest = 1 / (self.calibration_size + 1)
-        if not isinstance(rate, int | float | np.floating) or not smallest <= rate < 1:
-            raise InputError(
-                f"{name} must be a number in [{smallest:.3g}, 1), not {rate!r}: "
-                f"with {self.calibration_size} calibration images no p-value is below {smallest:.3g}"
-            )
-        return float(rate)
 
 
 class Model:
@@ -198,9 +144,7 @@ class Model:
             DataError: a path that cannot be read.
             ImageError: images that cannot be read; the message names them.
         """
-        rows = list(score_entries(self.engine, entries_of(images)))
-        _require_readable([(row.name, row.error) for row in rows if row.error is not None], len(rows))
-        return _result(rows, self.calibration_size)
+        return make_result(list(score_entries(self.engine, entries_of(images))), self.calibration_size)
 
     def heatmap(self, images: Images) -> NDArray[np.float32]:
         """Where each image is unusual: float32 (N, H, W) in the model's size.
@@ -219,7 +163,7 @@ class Model:
                     pixels.append(decode_entry(entry, contract).pixels)
                 except ImageError as error:
                     faults.append((entry.name, str(error)))
-            _require_readable(faults, len(batch))
+            require_readable(faults, len(batch))
             maps = engine.explain(np.stack(pixels)).energy_map
             return np.stack([engine.explainer.heat(energy_map) for energy_map in maps]).astype(np.float32)
 
@@ -279,23 +223,3 @@ def _seeds(n: Any, seed: Any, seeds: Any, most: int) -> NDArray[np.int64]:
         raise InputError(f"seed must be a whole number, not {seed}")
     first = secrets.randbelow(MAX_SEED + 1) if seed is None else as_seeds([seed])[0]
     return image_seeds(int(first), int(n))
-
-
-def _require_readable(faults: Sequence[tuple[str, str | None]], count: int) -> None:
-    """Raises ImageError where there are any, with the first names and reasons."""
-    if faults:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in faults[:_SHOWN])
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise ImageError(f"{len(faults)} of {count} images cannot be read: {shown}{more}")
-
-
-def _result(rows: list[Scored], calibration_size: int) -> ScoreResult:
-    return ScoreResult(
-        energies=np.array([row.energies for row in rows], np.float32),
-        energy_quantiles=np.array([row.energy_quantiles for row in rows], np.float64),
-        ood_score=np.array([row.ood_score for row in rows], np.float64),
-        p_value=np.array([row.p_value for row in rows], np.float64),
-        resized=np.array([row.resized for row in rows], np.bool_),
-        names=tuple(row.name for row in rows),
-        calibration_size=calibration_size,
-    )

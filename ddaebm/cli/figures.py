@@ -23,13 +23,13 @@ def reproduce(
         typer.Option(help="toy: 25-gaussians, pinwheel or swiss-roll; steps, ablations: 25-gaussians or fashion-mnist"),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="toy: toy, or toy-paper for the paper's own settings")] = None,
-    size: Annotated[int | None, typer.Option(min=4, help="nice: side that images are brought to")] = None,
-    images: Annotated[int | None, typer.Option(min=2, help="how many to measure")] = None,
+    size: Annotated[int | None, typer.Option(min=4, help="nice: side that images are resized to")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="number of images to measure")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="0")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="train steps; the figure's by default")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
 ) -> None:
-    """Make a figure of the paper anew. Interrupted, the same command goes on where it stopped."""
+    """Reproduce a figure of the paper. If interrupted, the same command resumes where it stopped."""
     from ddaebm.training.reproduce import UsageError
     from ddaebm.training.reproduce import reproduce as make
 
@@ -40,6 +40,6 @@ def reproduce(
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     except KeyboardInterrupt:
-        print(f"{out}: stopped; the same command goes on where it did", file=sys.stderr)
+        print(f"{out}: stopped; the same command resumes", file=sys.stderr)
         raise typer.Exit(130) from None
     print(json.dumps(metrics, indent=2))

@@ -10,12 +10,12 @@ from ddaebm.cli.options import BUNDLE
 
 def calibrate(
     bundle: Annotated[str, typer.Argument(help=BUNDLE)],
-    data: Annotated[str, typer.Option(help="images that the model will see while all is well, none of its training")],
+    data: Annotated[str, typer.Option(help="ordinary images of yours; none that the model was trained on")],
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
-    alpha: Annotated[float, typer.Option(help="false-alarm rate that you mean to accept")] = 0.05,
-    name: Annotated[str | None, typer.Option(help="name that clients use; the old one's by default")] = None,
+    alpha: Annotated[float, typer.Option(help="false-alarm rate that you want to accept")] = 0.05,
+    name: Annotated[str | None, typer.Option(help="name for clients; the old bundle's by default")] = None,
 ) -> None:
-    """Give a bundle the p-values of your own images, without training; what it computes stays the same."""
+    """Calibrate a bundle's p-values on your own images, without training. Its energies and scores stay the same."""
     from ddaebm.model.bundle import find_bundle, load_bundle
     from ddaebm.model.images.readers import read_images
     from ddaebm.model.ood.conformal import false_alarm_interval
@@ -29,6 +29,6 @@ def calibrate(
     low, high = false_alarm_interval(alpha, len(images))
     threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)
     print(f"p <= {alpha:g} above a score of {threshold:.1f}; before, above {former:.1f}")
-    print(f"with the old one {before:.1%} of these {len(images)} images would have raised an alarm")
-    print(f"with the new one the false-alarm rate lies between {low:.2%} and {high:.2%} (99 % interval)")
+    print(f"the old threshold would have flagged {before:.1%} of these {len(images)} images")
+    print(f"the false-alarm rate of the new one is between {low:.2%} and {high:.2%} (99 % interval)")
     print(f"{out}: bundle {new.name} {new.digest[:12]}; next: ddaebm serve --bundle {out}")

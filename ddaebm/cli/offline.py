@@ -1,4 +1,4 @@
-"""`sample` and `score`: any number of images without a service."""
+"""`sample` and `score`: any number of images, without a service."""
 
 import sys
 from enum import StrEnum
@@ -17,9 +17,9 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
     bundle: Annotated[str, typer.Option(help=BUNDLE)] = "fashion-mnist",
 ) -> None:
-    """Make images, any number; the same seed gives the same ones as the service.
+    """Make any number of images. The same seed gives the same images as the service.
 
-    Interrupted, the same command goes on where it stopped (.npy, .zip, folder).
+    If interrupted, the same command resumes where it stopped (.npy, .zip, folder).
     """
     from ddaebm.api import load
     from ddaebm.model.bulk import sample_to
@@ -31,7 +31,7 @@ def sample(
         except ConfigError as error:
             raise typer.BadParameter(f"--out: {error}") from error
         except KeyboardInterrupt:
-            print(f"{out}: stopped; the same command goes on where it did", file=sys.stderr)
+            print(f"{out}: stopped; the same command resumes", file=sys.stderr)
             raise typer.Exit(130) from None
     print(f"{out}: {n} images, seed {seed}")
 
@@ -45,14 +45,14 @@ class Format(StrEnum):
 def score(
     paths: Annotated[list[str], typer.Argument(help=PATH)],
     bundle: Annotated[str, typer.Option(help=BUNDLE)] = "fashion-mnist",
-    alpha: Annotated[float | None, typer.Option(help="false-alarm rate that is accepted; 0.05 by default")] = None,
+    alpha: Annotated[float | None, typer.Option(help="false-alarm rate to accept; 0.05 by default")] = None,
     fdr: Annotated[
-        float | None, typer.Option(help="verdicts by the false discovery rate: so large a share of the ood ones is not")
+        float | None, typer.Option(help="select by false discovery rate (Benjamini and Hochberg) in place of alpha")
     ] = None,
-    format_: Annotated[Format, typer.Option("--format", help="json: one object a line")] = Format.table,
-    fail_on_ood: Annotated[bool, typer.Option(help="exit with 3 when an image is out of distribution")] = False,
+    format_: Annotated[Format, typer.Option("--format", help="json: one object per line")] = Format.table,
+    fail_on_ood: Annotated[bool, typer.Option(help="exit with code 3 if an image is out of distribution")] = False,
 ) -> None:
-    """Score images, any number: energies, OOD score, p-value, verdict. Exits with 1 when one could not be read."""
+    """Score any number of images: energies, OOD score, p-value, verdict. Exits with code 1 if one cannot be read."""
     from ddaebm.api import load
     from ddaebm.model.bulk import score_paths
     from ddaebm.model.progress import progress

@@ -10,12 +10,14 @@ from ddaebm.cli.options import BUNDLE
 
 
 def serve(
-    bundle: Annotated[list[str] | None, typer.Option(help=f"{BUNDLE}; again for more, chosen by `model`")] = None,
+    bundle: Annotated[
+        list[str] | None, typer.Option(help=f"{BUNDLE}; repeat for several, which clients choose by `model`")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
     port: Annotated[int | None, typer.Option(help="port to listen on")] = None,
-    print_settings: Annotated[bool, typer.Option(help="list every setting with its value, and exit")] = False,
+    print_settings: Annotated[bool, typer.Option(help="list every setting with its value and exit")] = False,
 ) -> None:
-    """Serve bundles over HTTP; SIGHUP reloads them. Each setting is also in the environment: DDAEBM_PORT and so on."""
+    """Serve bundles over HTTP; SIGHUP reloads them. Every setting is also an environment variable: DDAEBM_PORT, …"""
     from pydantic import ValidationError
 
     from ddaebm.service.settings import Settings
@@ -28,7 +30,7 @@ def serve(
         raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
     for name in sorted(os.environ):
         if name.startswith("DDAEBM_") and name.removeprefix("DDAEBM_").lower() not in Settings.model_fields:
-            print(f"ddaebm: {name} is no setting; see --print-settings", file=sys.stderr)
+            print(f"ddaebm: {name} is not a setting; see --print-settings", file=sys.stderr)
     if print_settings:
         for name, field in Settings.model_fields.items():
             value = getattr(settings, name)
@@ -44,7 +46,7 @@ def serve(
 
 
 def key() -> None:
-    """Make an API key: one line for the client, one for the service, which never needs the key itself."""
+    """Make an API key: one line for the client, and one for the service, which needs only the hash."""
     from ddaebm.service.http.auth import make_key
 
     secret, hashed = make_key()
