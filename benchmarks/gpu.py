@@ -21,10 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.pages import write_section
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.noise import image_seeds
-from ddaebm.service.registry import Engine, OnnxEngine
+from ddaebm.model.runtime import OnnxEngine
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- gpu-check:begin -->", "<!-- gpu-check:end -->"
@@ -75,7 +77,7 @@ def make_engines(bundle: Bundle, device: str, max_batch: int) -> tuple[dict[str,
 def distance(engine: Engine, reference: Engine, max_batch: int) -> Distance:
     """Over images of both kinds that users score: the bundle's own, and some that it has never seen the like of."""
     parts = np.split(image_seeds(7, max_batch + 6), [1, 6])  # a batch of one, one to be padded, the largest
-    ours, samples = (np.concatenate([maker.sample(part).images for part in parts]) for maker in (engine, reference))
+    ours, samples = (np.concatenate([maker.sample(part) for part in parts]) for maker in (engine, reference))
     noise = np.random.default_rng(0).integers(256, size=(50, *samples.shape[1:]), dtype=np.uint8)
     images = np.concatenate([samples, noise])
     grey_levels, energy, p_value = int(np.abs(ours.astype(int) - samples).max()), 0.0, 0.0
@@ -111,7 +113,7 @@ def measure(
         for batch in batches:
             for name, engine in engines.items():
                 seeds = image_seeds(0, batch)
-                images = engine.sample(seeds).images
+                images = engine.sample(seeds)
                 for operation, rows in (("sample", seeds), ("score", images)):
                     call = getattr(engine, operation)
                     rate = speed(lambda call=call, rows=rows: call(rows), batch, seconds)
@@ -159,15 +161,6 @@ def report(results: dict[str, Result], missing: dict[str, str], batches: list[in
     return "\n".join(lines).rstrip()
 
 
-def write_section(doc: Path, section: str) -> None:
-    """Replace what stands between the marks in `doc`."""
-    before, begin, rest = doc.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"gpu-check: {doc} has no {BEGIN} and {END} to write between")
-    doc.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
-
-
 def describe(device: str) -> str:
     """The card with its driver, or the processor, and the libraries."""
     if device == "cuda":
@@ -210,7 +203,7 @@ def main() -> None:
     print(section)
     doc = options.doc or (ROOT / "docs" / "performance.md" if options.device == "cuda" else None)
     if doc:
-        write_section(doc, section)
+        write_section(doc, BEGIN, END, section)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import SamplerGraph
 from ddaebm.model.nets.networks import Generator
-from ddaebm.model.nets.torch_engine import CudaGraphs, choose_device
+from ddaebm.model.nets.torch_engine import CudaGraphs
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.sampling import draw_noise
 from ddaebm.training.recipes import make_config

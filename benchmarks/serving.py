@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.pages import write_section
 from benchmarks.peers import report
 from benchmarks.peers.cases import CASES, SHARES, SINGLE, Case
 from benchmarks.peers.job import Job, pixels_of, png_of, seeds_of, verdicts_of
@@ -232,7 +233,7 @@ def main() -> None:
     section = f"    {command}\n\n{report.tables(found, f'{bundle.name} on {machine}')}"
     print(section)
     if options.doc:
-        report.write_section(options.doc, section)
+        write_section(options.doc, report.BEGIN, report.END, section)
     if options.plot:
         report.plot(found, options.plot)
 

@@ -1,8 +1,8 @@
-"""The method: schedule, sampler, networks, scores, and the bundle that carries a trained model.
+"""The method: noise schedule, sampler, networks, OOD scores, and bundles of trained models.
 
-Imports neither `ddaebm.service` nor `ddaebm.training`. Everything that serving needs is free of torch.
+This package imports neither `ddaebm.service` nor `ddaebm.training`. Serving with ONNX Runtime needs no torch.
 """
 
-# A second copy of this package under another name would have classes and errors of its own.
+# Imported under another name, this package would define a second set of classes, and `except` would miss its errors.
 if __name__ != "ddaebm.model":
     raise ImportError(f"import ddaebm.model, not {__name__}: the package is ddaebm", name=__name__)

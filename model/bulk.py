@@ -1,4 +1,4 @@
-"""Any number of images in constant memory: samples to a file or folder, and scores of whole PATHs."""
+"""Bulk operations in constant memory: write samples to a file or folder, and score all images of a PATH."""
 
 import fcntl
 import itertools
@@ -28,33 +28,35 @@ from ddaebm.model.progress import Tick
 T = TypeVar("T")
 
 BATCH = 64
-MAX_GRID = 4096  # images of one PNG, which is made in memory
+MAX_GRID = 4096  # images in one PNG, which is built in memory
 _MANIFEST = "samples.json"
 
 
 def _say_nothing(images: int, found: bool = False) -> None:
-    pass
+    """A `Tick` that shows no progress."""
 
 
 def sample_name(index: int, seed: int) -> str:
-    """File name of the image at `index` of a set; its seed gives that image alone."""
+    """File name of the image at `index` of a set. Sampling with `seed` alone gives the same image."""
     return f"{index:08d}-{seed}.png"
 
 
 def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_nothing) -> None:
-    """The first n images of `seed` as a .png grid, .npy, .zip of PNGs, or folder of PNGs.
+    """Write the first n images of `seed` to `out`: a .png grid, .npy, .zip of PNGs, or folder of PNGs.
 
-    All but the grid go on where an interrupted call with the same bundle and seed stopped, to the same bytes.
+    Except for a grid, a repeated call with the same bundle and seed resumes an interrupted one. The result has the same
+    bytes as without the interruption.
 
     Raises:
-        ConfigError: another suffix, too many images for a grid, or a folder that holds something else.
+        ConfigError: The suffix is unknown, there are too many images for a grid, the folder holds something else, or
+            another process is writing `out`.
     """
     if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
+        raise ConfigError(f"{out}: there is no folder {out.parent}; create it first")
     if out.suffix == ".png":
         if n > MAX_GRID:
             raise ConfigError(
-                f"{n} images are too many for one picture of at most {MAX_GRID}; give .npy, .zip or a folder"
+                f"{n} images are too many for one PNG, which holds at most {MAX_GRID}; give .npy, .zip or a folder"
             )
         images = np.concatenate([pixels for _, pixels in _batches(engine, seed, range(n), tick)])
         write_file(out, encode_png(make_grid(images)))
@@ -69,7 +71,7 @@ def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_no
 def _batches(
     engine: Engine, seed: int, indices: Iterable[int], tick: Tick
 ) -> Iterator[tuple[Sequence[int], NDArray[np.uint8]]]:
-    """Indices of the set, and their images (B, H, W, C), `BATCH` at a time."""
+    """Sample the images at `indices` of the set; yield batches of indices and images (B, H, W, C)."""
 
     def draw(batch: Sequence[int]) -> tuple[Sequence[int], NDArray[np.uint8]]:
         return batch, engine.sample(seeds_at(seed, np.array(batch)))
@@ -80,7 +82,7 @@ def _batches(
 
 
 def parts(items: Iterable[T]) -> Iterator[list[T]]:
-    """`BATCH` at a time. What `items` raises comes after all of them."""
+    """Group `items` into lists of `BATCH`. If `items` raises DataError, the items before it are yielded first."""
     part: list[T] = []
     try:
         for item in items:
@@ -97,9 +99,9 @@ def parts(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def _sample_to_file(engine: Engine, out: Path, seed: int, n: int, tick: Tick) -> None:
-    """Raw pixels are spooled beside `out`, and become the file in one go when all are there.
+    """Collect raw pixels in a temporary file beside `out`, and write `out` from it when all images are done.
 
-    What a killed process left is taken as far as it goes.
+    A temporary file left by a killed process is continued.
     """
     spool_path = out.with_name(f".{out.name}.{engine.digest[:16]}-{seed}.partial")
     size = int(np.prod(engine.contract.shape))
@@ -146,11 +148,11 @@ def _sample_to_folder(engine: Engine, out: Path, seed: int, n: int, tick: Tick) 
     if manifest.exists():
         if manifest.read_bytes() != ours.encode():
             raise ConfigError(
-                f"{out} holds samples of another bundle or seed ({_MANIFEST} says which); give another --out"
+                f"{out} holds samples of another bundle or seed (see its {_MANIFEST}); give another --out"
             )
     else:
         if out.is_dir() and any(out.iterdir()):
-            raise ConfigError(f"{out} is not empty and holds no samples of ours; give another folder")
+            raise ConfigError(f"{out} is not empty and was not made by `ddaebm sample`; give another --out")
         out.mkdir(parents=True, exist_ok=True)
         write_file(manifest, ours.encode())
 
@@ -172,10 +174,10 @@ def _sample_to_folder(engine: Engine, out: Path, seed: int, n: int, tick: Tick) 
 
 @contextmanager
 def _alone(handle: IO[bytes], out: Path) -> Iterator[None]:
-    """Holds an open file for this process; the lock goes with the process, however it ends.
+    """Lock an open file for this process. The operating system releases the lock when the process ends.
 
     Raises:
-        ConfigError: another process holds it.
+        ConfigError: Another process holds the lock.
     """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +188,7 @@ def _alone(handle: IO[bytes], out: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One image of a PATH: scored, or with an error."""
+    """The scores of one image of a PATH, or the reason why it could not be read."""
 
     index: int
     name: str
@@ -199,16 +201,19 @@ class Scored:
 
 
 def score_paths(engine: Engine, paths: Iterable[str], tick: Tick = _say_nothing) -> Iterator[Scored]:
-    """Scores of all images of all `paths`, in order.
+    """Score all images of all `paths`, in order.
 
     Raises:
-        DataError: a PATH cannot be read to its end; the images before have been yielded.
+        DataError: A PATH cannot be read to its end. The images before it have been yielded.
     """
     return score_entries(engine, itertools.chain.from_iterable(map(entries, paths)), tick)
 
 
 def score_entries(engine: Engine, images: Iterable[Entry], tick: Tick = _say_nothing) -> Iterator[Scored]:
-    """Scores of all entries, in order; an image that cannot be read has an error. Raises what `images` raises."""
+    """Score all entries, in order. An image that cannot be read is yielded with its error.
+
+    Exceptions of `images` are raised after the scores of all earlier images.
+    """
 
     def score(numbered: tuple[int, list[Entry]]) -> list[Scored]:
         number, batch = numbered

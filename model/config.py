@@ -1,4 +1,4 @@
-"""What a trained model is: the shape of its data, its schedule, and the size of its networks."""
+"""`ModelConfig`: the shape of the data, the noise schedule and the size of the networks."""
 
 import dataclasses
 import math
@@ -8,15 +8,17 @@ from typing import Any, Self
 
 from ddaebm.model.errors import ConfigError
 
+RETIRED: dict[str, Any] = {"energy_sees_next": False}  # removed field of ModelConfig -> the default it had
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to rebuild the three networks and the diffusion around them.
+    """Settings from which the three networks and the diffusion are rebuilt.
 
-    `data_shape` decides the backbone: (C, H, W) is images and a U-Net, (D,) is points and an MLP.
+    `data_shape` selects the network type: (C, H, W) means images and a U-Net, (D,) means points and an MLP.
 
     Raises:
-        ConfigError: a field has no meaning, or fields contradict each other.
+        ConfigError: A field is out of range, or fields contradict each other.
     """
 
     data_shape: tuple[int, ...]
@@ -26,22 +28,21 @@ class ModelConfig:
     time_eps: float = 1e-3  # t_0; state 0 carries noise of std about 0.01
     latent_dim: int = 64  # nz
     widths: tuple[int, ...] = (32, 64)  # U-Net: channels of each level; MLP: width of each hidden layer
-    # The MLP's alone.
-    frequency: float = 0.0  # > 0: the first layer begins with random weights up to it, for fine structure
-    energy_curvature: float = 0.0  # > 0: K of E = ½·K·‖x - h‖², which rises outside the data by itself; 0: a scalar
-    linear_skip: bool = False  # a linear map of the inputs is added, one for each transition
-    energy_sees_next: bool = False  # the energy network gets x_tp1 too, as DDGAN's discriminator does
-    # The U-Net's alone.
+    # Only for the MLP.
+    frequency: float = 0.0  # > 0: largest norm of the first layer's initial weights, to learn fine structure; 0: off
+    energy_curvature: float = 0.0  # > 0: K of E = K/2·‖x - h‖², which rises away from the data; 0: scalar output
+    linear_skip: bool = False  # add a linear map of the inputs to the output, one map per transition
+    # Only for the U-Net.
     embed_dim: int = 128  # width of the conditioning vector
     patch_size: int = 2  # pixels are folded into channels before the first convolution
     blocks_per_level: int = 2
     middle_blocks: int = 3
     norm_groups: int = 8
     attention: tuple[int, ...] = ()  # heights of the feature maps with self-attention after each block
-    resample: str = "strided"  # between levels: convolutions, or "fir": residual blocks that filter by (1, 3, 3, 1)
-    pyramid: bool = False  # each coarser level also gets the image itself, halved
+    resample: str = "strided"  # strided convolutions between levels; or "fir": residual blocks with filter (1, 3, 3, 1)
+    pyramid: bool = False  # feed the downsampled input image to each coarser level
     mapping_depth: int = 3  # layers between z and the conditioning vector
-    energy_denoises: bool = False  # the energy network also guesses x_clean, a second task while it trains
+    energy_denoises: bool = False  # the energy network also predicts x_clean, an auxiliary task during training
 
     def __post_init__(self) -> None:
         for name in ("data_shape", "widths", "attention"):  # lists arrive from JSON
@@ -64,17 +65,15 @@ class ModelConfig:
         if self.embed_dim < 4 or self.embed_dim % 2:
             raise ConfigError(f"embed_dim must be even and at least 4, not {self.embed_dim}")
         if any(type(value) is not int for value in (*self.data_shape, *self.widths)):
-            raise ConfigError(f"data_shape and widths hold whole numbers, not {self.data_shape} and {self.widths}")
+            raise ConfigError(f"data_shape and widths must hold integers, not {self.data_shape} and {self.widths}")
         if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"widths must name at least one positive width, not {self.widths}")
+            raise ConfigError(f"widths must hold at least one width, all positive, not {self.widths}")
         if self.resample not in ("strided", "fir"):
             raise ConfigError(f"resample must be strided or fir, not {self.resample!r}")
         if self.energy_denoises and not self.is_image:
-            raise ConfigError("energy_denoises is for images: the energy of points has no picture of x_clean to give")
+            raise ConfigError("energy_denoises is for images: the energy network of points cannot output x_clean")
         if self.linear_skip and self.is_image:
-            raise ConfigError("linear_skip is for points: a U-Net has skips of its own")
-        if self.energy_sees_next and self.is_image:
-            raise ConfigError("energy_sees_next is for points: the energies of images are served without an x_tp1")
+            raise ConfigError("linear_skip is for points: a U-Net already has skip connections")
         if self.is_image:
             self._require_a_unet()
 
@@ -88,12 +87,13 @@ class ModelConfig:
         if any(width % self.norm_groups for width in self.widths):
             raise ConfigError(f"widths {self.widths} must be multiples of norm_groups {self.norm_groups}")
         if not set(self.attention) <= set(self.heights):
-            raise ConfigError(f"attention must name heights of feature maps, of {self.heights}, not {self.attention}")
+            raise ConfigError(f"attention must name heights of feature maps, from {self.heights}, not {self.attention}")
         if self.pyramid and len(self.widths) == 1:
-            raise ConfigError("pyramid needs a coarser level: give widths at least two, or leave it out")
+            raise ConfigError("pyramid needs a coarser level: give at least two widths, or set pyramid to false")
 
     @property
     def is_image(self) -> bool:
+        """Whether the data are images; otherwise they are points."""
         return len(self.data_shape) == 3
 
     @property
@@ -102,14 +102,38 @@ class ModelConfig:
         return tuple(self.data_shape[1] // (self.patch_size * 2**level) for level in range(len(self.widths)))
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as `from_dict` takes them."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from `to_dict` output, also that of earlier versions.
+
+        Raises:
+            ConfigError: A field is unknown, missing or out of range, or was removed (see `drop_retired`).
+        """
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(set(values) - known - set(RETIRED)):
             raise ConfigError(f"unknown model config fields: {', '.join(unknown)}")
         try:
-            return cls(**values)
+            return cls(**drop_retired(values, RETIRED))
         except TypeError as error:
             raise ConfigError(f"model config: {error}") from error
+
+
+def drop_retired(values: Mapping[str, Any], retired: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy `values` without removed fields, so that files of earlier versions load.
+
+    Args:
+        retired: Removed fields and the default that each had.
+
+    Raises:
+        ConfigError: A removed field has another value than its default, so that its effect would be lost.
+    """
+    for name, default in retired.items():
+        if values.get(name, default) != default:
+            raise ConfigError(
+                f"{name}={values[name]!r} is no longer supported; it was removed, and only its old default"
+                f" {default!r} is accepted"
+            )
+    return {name: value for name, value in values.items() if name not in retired}

@@ -1,4 +1,4 @@
-"""The engine interface that the service and the Python API are written against, and the choice of an engine."""
+"""The engine interface, used by the service and the Python API, and the function that creates an engine."""
 
 from typing import Protocol
 
@@ -17,31 +17,32 @@ BACKENDS = ("onnx", "torch")
 
 
 class Engine(Protocol):
-    """One model on one device. `workers` calls of `sample`, `score` and `explain` may run at a time.
+    """One model on one device.
 
-    Row i of the result depends on row i of the input and on nothing else.
+    Up to `workers` threads may call `sample`, `score` and `explain` at once. Row i of a result depends only on row i of
+    the input.
     """
 
     name: str
     digest: str
     backend: str
-    workers: int  # calls at a time that make it faster
+    workers: int  # number of concurrent calls that gives the highest throughput
     num_steps: int
     contract: Contract
     scorer: Scorer
     explainer: Explainer
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """One image for each seed, (B, H, W, C)."""
+        """Sample one image for each seed: int64 (B,) -> uint8 (B, H, W, C)."""
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Energies, OOD score and p-value of images (B, H, W, C) in the contract's form."""
+        """Compute energies, OOD scores and p-values of images (B, H, W, C) that match the contract."""
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        """`score`, and the energy of each pixel at each level."""
+        """Compute the results of `score`, and the energy of each pixel at each level."""
 
     def warm_up(self, max_batch: int) -> None:
-        """Run each batch size that the first request could otherwise wait for."""
+        """Run the batch sizes up to `max_batch` that are slow the first time, so that no request waits for them."""
 
 
 def load_engine(
@@ -52,11 +53,18 @@ def load_engine(
     max_batch: int = 64,
     tensorrt_cache: str = "",
 ) -> Engine:
-    """The engine of `bundle` for a backend ("onnx" or "torch") and device ("auto", "cpu", "cuda", "tensorrt").
+    """Create the engine of `bundle`.
+
+    Args:
+        device: "auto", "cpu", "cuda", or with the backend "onnx" also "tensorrt".
+        backend: "onnx" or "torch".
+        threads: CPU threads of one call.
+        max_batch: Largest batch that the torch engine computes at once.
+        tensorrt_cache: Folder for TensorRT engines; the default is in the user's cache folder.
 
     Raises:
-        BundleError: the bundle's graphs or weights cannot be loaded.
-        ConfigError: there is no such backend or device, or it is not installed.
+        BundleError: The graphs or weights of the bundle cannot be loaded.
+        ConfigError: The backend or device is unknown, not available or not installed.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")

@@ -1,25 +1,25 @@
-"""Every error that a user can meet, in one tree.
+"""All errors that users can meet.
 
 DdaebmError
-├── ConfigError               a configuration that cannot be built
-├── InputError                an argument of the Python API that cannot be used
-├── DataError                 training or scoring data that cannot be used
-├── ImageError                one image that cannot be read
-│   ├── ImageFormatError          not an image, truncated, or a mode without a meaning here
-│   └── ImageTooLargeError        more pixels than the budget allows
-├── BundleError               a bundle folder that cannot be served
-│   ├── BundleMissingFileError
-│   ├── BundleHashError           a file is not the one the manifest names
-│   ├── BundlePathError           the manifest names a file outside its folder
-│   └── BundleVersionError        written by a later release
-├── CheckpointError           a run folder that cannot be resumed or exported
-├── ParityError               an exported graph that does not compute what the network computes
+├── ConfigError               an invalid configuration
+├── InputError                an invalid argument of the Python API
+├── DataError                 unusable training or scoring data
+├── ImageError                an unreadable image
+│   ├── ImageFormatError          not an image, truncated, or an unsupported mode
+│   └── ImageTooLargeError        more pixels than the limit
+├── BundleError               an unusable bundle
+│   ├── BundleMissingFileError    a file or the whole folder is missing
+│   ├── BundleHashError           a file does not have the hash in the manifest
+│   ├── BundlePathError           the manifest names a path outside its folder
+│   └── BundleVersionError        another format version
+├── CheckpointError           an unusable run folder
+├── ParityError               an exported graph and its network disagree
 └── NonFiniteLossError        training diverged
 """
 
 
 class DdaebmError(Exception):
-    """Base class; its message is one line that says what to do."""
+    """Base class. The message is one line and says what to do."""
 
 
 class ConfigError(DdaebmError, ValueError):

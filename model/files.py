@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced, renamed."""
+"""Atomic file writes: write to a temporary name, sync to disk, rename. Also .npy, .npz and zip helpers."""
 
 import io
 import os
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 
 def write_file(path: Path, contents: bytes, sync: bool = True) -> None:
-    """Replace `path` by `contents`; a kill leaves the old file or the new one.
+    """Replace `path` by `contents`. If the process is killed, either the old or the new file remains.
 
-    Without `sync` a power cut may leave an empty one: for many small files that can be made again.
+    Args:
+        sync: False is faster for many small files, but a power failure may leave an empty file.
     """
     beside = _beside(path)
     beside.write_bytes(contents)
@@ -30,9 +31,9 @@ def write_file(path: Path, contents: bytes, sync: bool = True) -> None:
 
 @contextmanager
 def write_stream(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` when the block ends without an error.
+    """Yield a temporary file that replaces `path` when the block ends without an error.
 
-    Each process has its own: of two that write the same file at once the last one's stays, whole.
+    Each process has its own temporary file. If two processes write `path` at once, the last one to finish wins.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -48,7 +49,7 @@ def write_stream(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_zip(handle: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
-    """A zip of (name, contents), stored: for what is compressed already. The same members give the same bytes."""
+    """Write members (name, contents) as an uncompressed zip. The same members give the same bytes."""
     with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
         for name, contents in members:
             archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), contents)
@@ -56,14 +57,14 @@ def write_zip(handle: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `path` when the block ends without an error.
+    """Yield an empty temporary folder that replaces `path` when the block ends without an error.
 
-    Folders cannot be exchanged in one step: an old `path` steps aside first, and a kill in that moment
-    leaves it as `.NAME.old`.
+    A folder cannot be replaced in one step, so an existing `path` is first renamed to `.NAME.old`. If the process is
+    killed between the two renames, only that one remains.
     """
     beside, old = _beside(path), path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)  # what a killed process left
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
     beside.mkdir()
     try:
         yield beside
@@ -82,25 +83,26 @@ def write_folder(path: Path) -> Iterator[Path]:
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
+    """Encode an array as .npy."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_arrays(contents: bytes) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz by name; never pickled objects.
+    """Read the arrays of an .npz by name. Pickled objects are refused.
 
     Raises:
-        ValueError: not such a file, or a broken one.
+        ValueError: The contents are no .npz, are damaged, or hold pickled objects.
     """
     try:
         loaded = np.load(io.BytesIO(contents), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            raise ValueError("one array, not an archive of them")
+            raise ValueError("it is a single array, not an archive")
         with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"not a readable .npz: {error or 'cut short'}") from error
+        raise ValueError(f"not a readable .npz: {error or 'truncated'}") from error
 
 
 def _beside(path: Path) -> Path:

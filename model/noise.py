@@ -1,8 +1,8 @@
-"""Counter-based normal numbers: each is a pure function of (seed, stream, index).
+"""Counter-based random numbers: each normal is a pure function of (seed, stream, index).
 
-Philox4x32-10 (Salmon et al. 2011, *Parallel Random Numbers: As Easy as 1, 2, 3*) and Box–Muller.
-A seed's noise therefore depends on nothing that shares its batch, and one code serves numpy and
-torch: int64 arithmetic wraps alike in both.
+Uses Philox4x32-10 (Salmon et al. 2011, *Parallel Random Numbers: As Easy as 1, 2, 3*) and the Box–Muller transform.
+The noise of a seed does not depend on the other seeds of its batch. The same code runs on NumPy and torch, because
+int64 arithmetic overflows in the same way in both.
 """
 
 import math
@@ -16,24 +16,24 @@ from numpy.typing import NDArray
 
 from ddaebm.model.errors import InputError
 
-MAX_SEED = 2**53 - 1  # what JSON carries exactly everywhere
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON parser reads exactly
 
 _MASK = 0xFFFFFFFF
-# Philox's multipliers and key increments; the first multiplier is above 2^31, so products wrap in
-# int64. The 64 bits are right all the same: masking and shifting read them as unsigned.
+# Multipliers and key increments of Philox. Products with the first multiplier can overflow int64. Their 64 bits are
+# still correct, because masking and shifting treat them as unsigned.
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
-_CACHED_ROWS = 8  # seeds at a time on a CPU: with more, what one operation hands to the next leaves a core's cache
+_CACHED_ROWS = 8  # seeds computed at a time on a CPU; intermediate results of more do not fit into a core's cache
 
-_SEED_STREAM = 0xFFFFFFFF  # no draw of `normals` uses it
+_SEED_STREAM = 0xFFFFFFFF  # reserved for `random_words`; `normals` does not use it
 
 
 def _namespace(array: Any) -> ModuleType:
-    """numpy, or torch where the caller already holds a tensor (never imported here).
+    """Return the module of `array`: numpy, or torch, which is not imported here but by whoever made the tensor.
 
     Raises:
-        InputError: neither an array nor a tensor.
+        InputError: `array` is neither an array nor a tensor.
     """
     if isinstance(array, np.ndarray):
         return np
@@ -44,16 +44,22 @@ def _namespace(array: Any) -> ModuleType:
 
 
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
-    """Philox4x32-10 of counter words c0..c3, of one shape, under key words k0, k1: int64 arrays in 0..2^32-1."""
+    """Philox4x32-10 of counter words c0..c3 with key words k0, k1.
+
+    All are int64 arrays of one shape with values in 0..2^32-1; so are the four output words.
+    """
     xp = _namespace(c0)
     (w0, w2), (w1, w3) = _philox(xp.stack([c0, c2]), xp.stack([c1, c3]), xp.stack([k0, k1]))
     return w0, w1, w2, w3
 
 
 def _philox(even: Any, odd: Any, key: Any) -> tuple[Any, Any]:
-    """`philox` of words in pairs (c0 and c2, c1 and c3, k0 and k1): with few seeds, fewer operations are faster."""
+    """`philox` with words stacked in pairs: c0 and c2, c1 and c3, k0 and k1.
+
+    Stacking halves the number of operations, which is faster for few seeds.
+    """
     xp = _namespace(even)
-    # Made of the key and not of Python's numbers, which would have to be copied to a GPU: no CUDA graph can hold that.
+    # Derive the constants from the key. Python numbers would be copied to the GPU, which CUDA graphs do not allow.
     zero = key[0] * 0
     factors, steps = xp.stack([zero + _M0, zero + _M1]), xp.stack([zero + _W0, zero + _W1])
     for _ in range(_ROUNDS):
@@ -69,23 +75,33 @@ def _philox(even: Any, odd: Any, key: Any) -> tuple[Any, Any]:
 
 
 def _swap(pair: Any) -> Any:
-    """The two halves of a pair (2, ...) in the other order."""
+    """Swap the two halves of a stacked pair (2, ...)."""
     return pair[::-1] if isinstance(pair, np.ndarray) else pair.flip(0)
 
 
 def normals(seeds: Any, count: int, stream: int = 0) -> Any:
-    """Standard normals, float32 (B, count), on the device of `seeds`.
+    """Standard normal numbers, float32 (B, count), on the device of `seeds`.
 
     Args:
-        seeds: int64 (B,), numpy or torch, each in 0..MAX_SEED.
-        count: numbers a seed.
-        stream: separate streams of one seed share nothing.
+        seeds: int64 (B,), NumPy or torch, each in 0..MAX_SEED.
+        count: Numbers per seed.
+        stream: Different streams of a seed are independent.
+
+    Raises:
+        InputError: `seeds` is neither an array nor a tensor.
     """
     return normal_streams(seeds, {stream: count})[0]
 
 
 def normal_streams(seeds: Any, counts: Mapping[int, int]) -> list[Any]:
-    """`normals` of several streams, `counts` by stream, in hardly more time than one takes."""
+    """Compute `normals` of several streams at once, in little more time than one stream takes.
+
+    Args:
+        counts: Numbers per seed, by stream.
+
+    Returns:
+        One array (B, count) for each stream, in the order of `counts`.
+    """
     xp = _namespace(seeds)
     place = {} if xp is np else {"device": seeds.device}
     blocks = [-(-count // 4) for count in counts.values()]
@@ -99,13 +115,13 @@ def normal_streams(seeds: Any, counts: Mapping[int, int]) -> list[Any]:
 
 
 def _normals(seeds: Any, index: Any, stream: Any) -> Any:
-    """Four numbers, (B, 4n), of each block that `index` and `stream`, both (n,), name."""
+    """Compute normals (B, 4n), four for each block. `index` and `stream`, both (n,), identify the blocks."""
     xp = _namespace(seeds)
     key = seeds[:, None]
     even = xp.stack([key * 0 + index, key * 0 + index * 0])
     odd = xp.stack([key * 0 + stream, even[1]])
     words = _philox(even, odd, xp.stack([key & _MASK, key >> 32]))
-    # In double precision, so that the last bit of a platform's log or cos does not reach float32.
+    # Use double precision, so that platforms whose log or cos differ in the last bit give the same float32.
     u, v = (((word.astype(np.float64) if xp is np else word.double()) + 0.5) * 2.0**-32 for word in words)
     radius, angle = xp.sqrt(-2 * xp.log(u)), 2 * math.pi * v
     (x0, x1), (y0, y1) = radius * xp.cos(angle), radius * xp.sin(angle)
@@ -114,12 +130,12 @@ def _normals(seeds: Any, index: Any, stream: Any) -> Any:
 
 
 def random_words(seed: int, count: int) -> NDArray[np.int64]:
-    """The first `count` of a seed's uniform integers in 0..MAX_SEED."""
+    """The first `count` uniform random integers of a seed, in 0..MAX_SEED, (count,)."""
     return _words(seed, np.arange(count, dtype=np.int64))
 
 
 def random_word(seed: int, index: int) -> int:
-    """One of them by its index, at the same cost for any index."""
+    """The element of `random_words` at `index`. The cost does not depend on `index`."""
     return int(_words(seed, np.array([index], dtype=np.int64))[0])
 
 
@@ -131,15 +147,15 @@ def _words(seed: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def image_seeds(seed: int, count: int) -> NDArray[np.int64]:
-    """Seeds of the images of one request: the first is `seed`, the others hash (seed, index).
+    """Seeds of the images of one request, (count,): the first is `seed`, the others are hashes of (seed, index).
 
-    Neighbouring requests (seed, seed + 1) therefore share no image.
+    Because of the hash, requests with neighbouring seeds have no image in common.
     """
     return seeds_at(seed, np.arange(count, dtype=np.int64))
 
 
 def seeds_at(seed: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `image_seeds` at some indices, whatever their number in all."""
+    """The elements of `image_seeds` at `indices` (n,). The cost depends on n alone."""
     seeds = np.full_like(indices, seed)
     others = indices != 0
     if others.any():
@@ -148,5 +164,5 @@ def seeds_at(seed: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def permutation(count: int, seed: int) -> NDArray[np.int64]:
-    """A fixed random order of 0..count-1: the same on every platform and release of numpy."""
+    """A random order of 0..count-1, (count,). It is the same on every platform and with every release of NumPy."""
     return np.argsort(random_words(seed, count), kind="stable")

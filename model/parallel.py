@@ -1,4 +1,7 @@
-"""All cores, by several calls at a time of one thread each: threads of one call wait for each other all the time."""
+"""Use all cores by concurrent calls of one thread each.
+
+This is faster than one call with many threads, because the threads of one call often wait for each other.
+"""
 
 import os
 from collections import deque
@@ -7,26 +10,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group: microseconds in each period, or max
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group: "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def usable_cores() -> int:
-    """Those that this process may use: of its CPU set, and by the quota of its control group (`docker --cpus`)."""
+    """Number of cores this process may use, by its CPU set and its control group's quota (`docker --cpus`)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):  # no control groups, or their first version
+    except (OSError, ValueError):  # no control groups, or version 1 of them
         return cores
     return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`function` of each item in the order of the items, `workers` at a time; one item more is read ahead.
+    """Call `function` on each item in `workers` threads, and yield the results in the order of the items.
 
-    What `items` raises comes after the results of all items before.
+    Reads at most one item more than there are workers ahead. An exception raised by `items` is raised after the
+    results of all earlier items.
     """
     pending: deque[Future[R]] = deque()
     failure: Exception | None = None
@@ -38,7 +42,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
                 item = next(source)
             except StopIteration:
                 break
-            except Exception as error:  # raised below, when its turn has come
+            except Exception as error:  # raised below, after the earlier results
                 failure = error
                 break
             pending.append(pool.submit(function, item))

@@ -1,4 +1,4 @@
-"""How far long work has come, on stderr."""
+"""Progress of long operations, on stderr."""
 
 import sys
 import time
@@ -6,19 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-EVERY = 10.0  # seconds between plain lines
+EVERY = 10.0  # seconds between lines when stderr is not a terminal
 
 
 class Tick(Protocol):
+    """Callback that reports finished work."""
+
     def __call__(self, images: int, found: bool = False) -> None:
-        """So many more images are done; `found`: by an earlier call that was interrupted, so not at this rate."""
+        """Advance by `images`. `found` excludes images that an interrupted call made earlier from the rate."""
 
 
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Tick]:
-    """To be told of images done: a bar where stderr is a terminal, else a line every ten seconds."""
+    """Show progress on stderr: a bar if it is a terminal, otherwise a line every ten seconds."""
     if sys.stderr.isatty():
-        # Here, since the service needs none of it.
+        # Imported here, because the service does not need it.
         from rich.console import Console
         from rich.progress import (
             BarColumn,

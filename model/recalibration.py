@@ -1,4 +1,4 @@
-"""New p-values for a bundle from a user's own images; what it computes stays the same."""
+"""Recalibrate a bundle: new p-values from a user's own images. Networks and OOD scores stay the same."""
 
 import hashlib
 import math
@@ -21,35 +21,35 @@ _CARD_HEADING = "\n## Calibrated anew\n"
 def calibrate(
     bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float, name: str | None = None
 ) -> tuple[Bundle, float]:
-    """The bundle with p-values of `images` in place of its own, written to `out`; what it computes is the same.
+    """Write a copy of `bundle` to `out` whose p-values are calibrated on `images`.
 
     Args:
-        images: what the model will be sent while all is well, (n, H, W, C) in the contract's form; never
-            those that it was trained on, which it knows too well.
-        alpha: the false-alarm rate that is meant, which says how many images it takes.
-        name: of the new bundle, where it is to be served beside the old one.
+        images: In-distribution images, uint8 (n, H, W, C) in the contract's form. Training images are refused, because
+            the model scores them lower than new images.
+        alpha: The intended false-alarm rate, which determines how many images are needed.
+        name: Name of the new bundle, for serving it beside the old one; None keeps the name.
 
     Returns:
-        The new bundle, and the share of `images` that would have raised an alarm at `alpha` before.
+        The new bundle, and the share of `images` that the old calibration flags at `alpha`.
 
     Raises:
-        DataError: too few images, or some were trained on.
-        BundleError: `out` holds something that is not a bundle, or is the bundle itself.
+        DataError: There are too few images, or some were used for training.
+        BundleError: `out` holds something that is not a bundle, or is the folder of `bundle`.
     """
     if out.resolve() == bundle.path.resolve():
-        raise BundleError(f"{out} is the bundle that is calibrated, and would be lost; give another --out")
+        raise BundleError(f"{out} is the bundle to calibrate and would be overwritten; give another --out")
     needed = math.ceil(1 / alpha - 1 - 1e-9)
     if len(images) < needed:
         raise DataError(
-            f"{len(images)} images cannot give a p-value of {alpha:g}: it takes at least {needed},"
-            f" and {20 * needed} for a false-alarm rate near it"
+            f"{len(images)} images cannot give a p-value of {alpha:g}; give at least {needed} images,"
+            f" or {20 * needed} for a false-alarm rate near alpha"
         )
     known = np.flatnonzero(np.isin(fingerprints(images), bundle.fingerprints()))
     if len(known):
         places = ", ".join(map(str, known[:5])) + (", …" if len(known) > 5 else "")
         raise DataError(
-            f"{len(known)} of {len(images)} images were trained on (in order, from 0: {places});"
-            " the model knows them too well to calibrate on: leave them out"
+            f"{len(known)} of {len(images)} images were used for training (indices from 0: {places});"
+            " leave them out, because p-values would not be valid"
         )
     rows = level_rows(OnnxEngine(bundle, device="cpu").level_statistics, bundle.pixels, images)
     scorer = calibrate_scorer(bundle.scorer, rows)

@@ -1,7 +1,6 @@
-"""A bundle on ONNX Runtime: seeds to images, images to energies. No torch.
+"""Engine that runs a bundle with ONNX Runtime, without torch.
 
-Used by the service, the command line, calibration, and export's parity gate, so that all of them
-compute the same numbers.
+The service, the command line, calibration and export's parity check all use it, so they compute the same numbers.
 """
 
 import functools
@@ -15,7 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-# Official builds report usage to their maker unless told not to before they are loaded.
+# Official builds send usage data to their vendor unless this is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
@@ -37,17 +36,17 @@ StepCallback: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
-# Images of one call on a CPU. With more a core's cache does not hold what one layer of the energy network, which makes
-# T of each, hands to the next, and the sampler takes twice the memory for no gain (docs/performance.md).
+# Images computed at a time on a CPU. The activations of more do not fit into a core's cache, since the energy network
+# evaluates each image at T levels; and the sampler would take twice the memory for no gain (docs/performance.md).
 _CACHED_ROWS = 16
-_GPU_EXTRA = "install the extra gpu in place of cpu (docs/gpu.md)"
+_GPU_EXTRA = "install the gpu extra instead of cpu (docs/gpu.md)"
 
 
 def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
-    """ONNX Runtime execution providers for "auto", "cpu", "cuda" or "tensorrt", the wanted one first.
+    """Return the ONNX Runtime execution providers for "auto", "cpu", "cuda" or "tensorrt", the preferred one first.
 
     Raises:
-        ConfigError: this build of ONNX Runtime does not have the one asked for.
+        ConfigError: The device is unknown, or this build of ONNX Runtime does not support it.
     """
     available = ort.get_available_providers() if available is None else available
     if device not in _PROVIDERS:
@@ -59,23 +58,23 @@ def choose_providers(device: str, available: Sequence[str] | None = None) -> lis
 
 
 def provider_options(provider: str, cache: Path | None = None) -> dict[str, str]:
-    """How a provider is set up; `cache` is the folder of TensorRT's engines.
+    """Return the options of a provider; `cache` is the folder for TensorRT engines.
 
-    TensorRT gets no explicit profile of batch sizes. It would have to name the inputs of every part of the
-    graph that TensorRT takes, and those are not the graph's own: the energy graph begins with integers, which
-    it leaves to CUDA. So it builds for the sizes that it has seen, which are the smallest and the largest once
-    the engine is warm.
+    TensorRT gets no explicit batch-size profile. A profile has to name the inputs of every subgraph that TensorRT
+    compiles, and these are not the inputs of the graph: the energy graph starts with integer operations, which run on
+    CUDA. Without a profile TensorRT builds for the range of sizes that it has seen. `OnnxEngine.warm_up` shows it the
+    smallest and the largest.
     """
     if provider == CUDA:
         return {
-            "use_tf32": "0",  # scores are compared with a calibration that was computed in full precision
-            "cudnn_conv_algo_search": "HEURISTIC",  # the default times every algorithm at each new batch size
-            "arena_extend_strategy": "kSameAsRequested",  # the default doubles what it takes of the card
+            "use_tf32": "0",  # the calibration scores were computed in full precision
+            "cudnn_conv_algo_search": "HEURISTIC",  # the default benchmarks every algorithm at each new batch size
+            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the allocated GPU memory
         }
     if provider == TENSORRT:
         return {
             "trt_fp16_enable": "0",
-            "trt_engine_cache_enable": "1",  # building an engine takes minutes
+            "trt_engine_cache_enable": "1",  # because building an engine takes minutes
             "trt_engine_cache_path": str(cache),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(cache),
@@ -84,13 +83,16 @@ def provider_options(provider: str, cache: Path | None = None) -> dict[str, str]
 
 
 def engine_cache(digest: str, folder: str = "") -> Path:
-    """The folder of TensorRT's engines of one bundle, made if need be; in the user's cache folder where none is named.
+    """Create and return the folder for the TensorRT engines of one bundle.
 
-    One a bundle, since ONNX Runtime names engines by the graph without its weights: it would take those of
-    another bundle.
+    Each bundle needs its own folder. ONNX Runtime names engines by the graph without its weights, so in a shared folder
+    it would load the engine of another bundle.
+
+    Args:
+        folder: Parent folder; the default is in the user's cache folder.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: The folder cannot be created or written.
     """
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -98,9 +100,9 @@ def engine_cache(digest: str, folder: str = "") -> Path:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         raise ConfigError(
-            f"TensorRT's engines cannot be kept ({error}); set DDAEBM_TENSORRT_CACHE to a folder that can be written"
+            f"cannot store TensorRT engines ({error}); set DDAEBM_TENSORRT_CACHE to a writable folder"
         ) from error
 
 
@@ -111,38 +113,48 @@ def make_session(
     threads: int = 1,
     cache: Path | None = None,
 ) -> Session:
-    """A session over the graph `name` among a bundle's `files`; several threads may run it at a time."""
+    """Create an ONNX Runtime session for the graph `name`. Several threads may use it at once.
+
+    Args:
+        files: Contents of the graph and of its weights file, by name.
+        threads: CPU threads of one call.
+        cache: Folder for TensorRT engines.
+    """
     graph, weights = files[name], files[WEIGHTS[name]]
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
-    # Given like this, no other file than this one is opened, whatever a graph refers to.
+    # The weights come from memory, so that a graph cannot make ONNX Runtime open any other file.
     options.add_external_initializers_from_files_in_memory([WEIGHTS[name]], [weights], [len(weights)])
     options.intra_op_num_threads = threads
-    # The arena keeps the largest batch of every size for ever: half of the memory, and no time won.
+    # The arena never frees the memory of the largest batches. It doubles the memory use and saves no time.
     options.enable_cpu_mem_arena = False
-    # Spinning between batches would burn a core of an idle server.
+    # Threads that spin between batches would keep a core of an idle server busy.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     chosen = [(provider, provider_options(provider, cache)) for provider in providers]
-    return Session(graph, options, providers=chosen, enable_fallback=0)  # no second try on the CPU
+    return Session(graph, options, providers=chosen, enable_fallback=0)  # do not fall back to the CPU
 
 
 @functools.cache
 def _load_cuda() -> None:
-    """CUDA's libraries as pip installs them with the gpu extra, where the system's loader does not look."""
-    if hasattr(ort, "preload_dlls"):  # builds for some boards are older
-        with redirect_stdout(sys.stderr):  # it prints what is missing; stdout is for results
+    """Load the CUDA libraries that pip installed with the gpu extra; the system's loader does not search there."""
+    if hasattr(ort, "preload_dlls"):  # missing in older builds, which some boards need
+        with redirect_stdout(sys.stderr):  # it prints missing libraries, and stdout is for results
             ort.preload_dlls()
 
 
 class OnnxEngine:
-    """A bundle on ONNX Runtime. Its methods may be called from several threads at a time.
+    """Runs the graphs of a bundle with ONNX Runtime; implements `model.engine.Engine`.
+
+    Several threads may call its methods at once.
 
     Args:
-        threads: threads of one call.
+        device: "auto", "cpu", "cuda" or "tensorrt".
+        threads: CPU threads of one call.
+        tensorrt_cache: Folder for TensorRT engines; the default is in the user's cache folder.
 
     Raises:
-        BundleError: a graph cannot be loaded.
-        ConfigError: the device is not available.
+        BundleError: A graph cannot be loaded.
+        ConfigError: The device is unknown or not available.
     """
 
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 1, tensorrt_cache: str = "") -> None:
@@ -155,11 +167,11 @@ class OnnxEngine:
         self.explainer = bundle.explainer
         self.providers = choose_providers(device)
         self.backend = "onnxruntime-" + self.providers[0].removesuffix("ExecutionProvider").lower()
-        self.workers = usable_cores() if self.providers[0] == CPU else 1  # calls at a time that make it faster
+        self.workers = usable_cores() if self.providers[0] == CPU else 1
         cache = None
         if self.providers[0] == TENSORRT:
             cache = engine_cache(bundle.digest, tensorrt_cache)
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # TensorRT's provider has no option for TF32
         if self.providers[0] != CPU:
             _load_cuda()
         self._threads, self._cache = threads, cache
@@ -168,12 +180,12 @@ class OnnxEngine:
 
     @functools.cached_property
     def generator(self) -> Session:
-        """One denoising step. Loaded on first use: the sampler's graph holds the whole loop."""
+        """The graph of one denoising step. Loaded on first use, because `sample` does not need it."""
         return self._start("generator.onnx")
 
     def _start(self, name: str) -> Session:
         wanted = self.providers[0]
-        advice = "docs/gpu.md says what it needs; device=cpu (the service: DDAEBM_DEVICE=cpu) needs none of it"
+        advice = "see docs/gpu.md for its requirements, or use device=cpu (for the service: DDAEBM_DEVICE=cpu)"
         files = {file: self.bundle.read(file) for file in (name, WEIGHTS[name])}
         try:
             session = make_session(name, files, self.providers, self._threads, self._cache)
@@ -182,19 +194,20 @@ class OnnxEngine:
             if wanted == CPU:
                 raise BundleError(f"{self.bundle.path}: ONNX Runtime cannot load {name} ({reason})") from error
             raise ConfigError(f"{wanted} cannot start {name} ({reason}); {advice}") from error
-        if session.get_providers()[0] != wanted:  # a library that is missing is no error to ONNX Runtime
+        if session.get_providers()[0] != wanted:  # ONNX Runtime reports no error if a library is missing
             raise ConfigError(f"{wanted} failed to start: a library or the driver is missing; {advice}")
         return session
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """One image a seed, uint8 (B, H, W, C); each is a function of its own seed alone."""
+        """Sample one image for each seed: int64 (B,) -> uint8 (B, H, W, C). Each image depends only on its seed."""
         return run_sampler(self.sampler, self.bundle.config, seeds)
 
     def sample_steps(self, seeds: NDArray[np.int64], callback: StepCallback) -> NDArray[np.uint8]:
-        """The images of `sample`, computed step by step.
+        """Sample the images of `sample` step by step.
 
-        `callback(k, x_t, x0_hat)` is called after each step k = T - 1 … 0 with the state x_k and the generator's guess
-        of the clean image, float32 (B, H, W, C).
+        Args:
+            callback: Called as `callback(k, x_t, x0_hat)` after each step k = T-1..0, with state x_k and the
+                generator's prediction of x_clean, both float32 (B, H, W, C) with values near [-1, 1].
         """
 
         def generator(x_tp1: Any, z: Any, k: int) -> Any:
@@ -210,35 +223,37 @@ class OnnxEngine:
         return from_unit(samples.transpose(0, 2, 3, 1))
 
     def level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
-        """Energies of images (B, H, W, C) that are in the contract's form already."""
+        """Compute the outputs of the energy network for uint8 images (B, H, W, C) that match the contract."""
         return level_statistics(self.energy, images)
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Energies, OOD score and conformal p-value of each image (B, H, W, C)."""
+        """Compute energies, OOD scores and conformal p-values of images (B, H, W, C)."""
         return Scores(*self.explain(images)[:3])
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        """The scores of `score`, with the energy map behind them."""
+        """Compute the results of `score`, and the energy map."""
         return explain_levels(self.bundle.scorer, self.bundle.pixels, images, self.level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
-        """Run both ends of the batch sizes, so that TensorRT builds for every size between them."""
+        """Run batches of size 1 and `max_batch`, so that TensorRT builds for every size between them."""
         for batch in {1, max_batch}:
             self.score(self.sample(image_seeds(0, batch)))
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:
+    """Run the graph `energy.onnx` on uint8 images (B, H, W, C)."""
     names = ["energies", "energy_map", "features"]
     parts: list[Any] = [energy.run(names, {"images": part}) for part in _cached(energy, images)]
     return LevelStatistics(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def run_sampler(session: Session, config: ModelConfig, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Run the graph `sampler.onnx`: seeds int64 (B,) -> images uint8 (B, H, W, C)."""
     parts: list[Any] = [session.run(["images"], draw_noise(config, p)._asdict())[0] for p in _cached(session, seeds)]
     return np.concatenate(parts)
 
 
 def _cached(session: Session, rows: NDArray[Any]) -> list[NDArray[Any]]:
-    """`rows` (B, ...) in the parts that `session` is to have at a time; one at least."""
+    """Split `rows` (B, ...) into the batches that `session` runs one at a time; at least one, possibly empty."""
     most = _CACHED_ROWS if session.get_providers()[0] == CPU else max(1, len(rows))
     return [rows[start : start + most] for start in range(0, max(1, len(rows)), most)]

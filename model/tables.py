@@ -1,6 +1,6 @@
-"""Scored images as text: a table for people, JSON lines or CSV for programs.
+"""Write scored images as text: a table for people, JSON lines or CSV for programs.
 
-A row is written as it comes, or at the end where the verdicts need them all.
+Rows are streamed. Only selection at a false discovery rate has to wait for the last row.
 """
 
 import csv
@@ -20,17 +20,22 @@ from ddaebm.model.ood.conformal import fdr_threshold
 
 @dataclass(frozen=True, slots=True)
 class Judged:
+    """A scored image with its verdict."""
+
     image: Scored
-    is_ood: bool | None  # None: it could not be read
-    selected: bool | None = None  # with a false discovery rate
+    is_ood: bool | None  # None if the image could not be read
+    selected: bool | None = None  # None unless images are selected at a false discovery rate
 
     @property
     def verdict(self) -> bool | None:
+        """`selected` if it is set, otherwise `is_ood`."""
         return self.is_ood if self.selected is None else self.selected
 
 
 @dataclass
 class Totals:
+    """Counts for the summary line."""
+
     images: int = 0
     ood: int = 0
     unreadable: int = 0
@@ -42,18 +47,20 @@ class Totals:
 
 
 def judge(images: Iterable[Scored], alpha: float) -> Iterator[Judged]:
-    """Each image with its verdict at `alpha`."""
+    """Add the verdict at `alpha` to each image."""
     for image in images:
         yield Judged(image, None if image.p_value is None else image.p_value <= alpha)
 
 
 def select(rows: Iterable[Judged], fdr: float) -> Iterator[Judged]:
-    """Benjamini–Hochberg over all rows, which wait in a file until the last has come: memory is that of one.
+    """Select images at a false discovery rate of at most `fdr` with the Benjamini–Hochberg procedure.
+
+    Rows are stored in a temporary file until the last one has arrived, so that memory use does not grow.
 
     Raises:
-        DataError: the rows ended with it; those before it are selected among, and come first.
+        DataError: `rows` raised it. The rows before it are selected and yielded first.
     """
-    counts: Counter[float] = Counter()  # p-values are multiples of 1/(n + 1), so they are few
+    counts: Counter[float] = Counter()  # few distinct values: p-values are multiples of 1/(n + 1)
     ended = None
     with TemporaryFile("w+", encoding="utf-8") as spool:
         try:
@@ -74,7 +81,7 @@ def select(rows: Iterable[Judged], fdr: float) -> Iterator[Judged]:
 
 
 def count(rows: Iterable[Judged], totals: Totals) -> Iterator[Judged]:
-    """The rows as they are, counted into `totals`."""
+    """Yield the rows unchanged and count them in `totals`."""
     for row in rows:
         totals.images += 1
         totals.ood += row.verdict is True
@@ -83,6 +90,7 @@ def count(rows: Iterable[Judged], totals: Totals) -> Iterator[Judged]:
 
 
 def write_table(rows: Iterable[Judged], out: TextIO) -> None:
+    """Write one aligned line per image under a header."""
     out.write("verdict   p_value   ood_score  image\n")
     for row in rows:
         image = row.image
@@ -94,14 +102,14 @@ def write_table(rows: Iterable[Judged], out: TextIO) -> None:
 
 
 def write_json(rows: Iterable[Judged], out: TextIO) -> None:
-    """JSON lines, one object an image, with the fields of `POST /v1/scores`."""
+    """Write JSON lines, one object per image, with the fields of `POST /v1/scores`."""
     for row in rows:
         fields = asdict(row.image) | {"is_ood": row.is_ood, "selected": row.selected}
         out.write(json.dumps({name: value for name, value in fields.items() if value is not None}) + "\n")
 
 
 def write_csv(rows: Iterable[Judged], out: TextIO) -> None:
-    """One line an image under a header; energies, and their quantiles, in one column each, separated by spaces."""
+    """Write CSV, one line per image under a header. Numbers of one column, one per level, are separated by spaces."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["index", "name", "is_ood", "selected", "p_value", "ood_score", "energies", "energy_quantiles",
                      "resized", "error"])  # fmt: skip

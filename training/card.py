@@ -1,4 +1,4 @@
-"""The model card that goes into a bundle: what it is, how it was made, what it is worth, where it ends."""
+"""The model card of a bundle: description, training, evaluation and limits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,15 @@ def model_card(
     scorer: Scorer,
     report: Mapping[str, Any] | None,
 ) -> str:
-    """Markdown; `report` is that of `training.evaluate`, where the model was evaluated."""
+    """Write the model card in Markdown.
+
+    Args:
+        command: The command line that trains the model.
+        training: The training section of the manifest.
+        splits: Count and sha256 of each part of the data.
+        report: Output of `training.evaluate.ood_report`, optionally with `training.quality.quality_report` under
+            `samples`; None if the model was not evaluated.
+    """
     parts = "\n".join(f"| {part} | {entry['count']} | `{entry['sha256']}` |" for part, entry in splits.items())
     return f"""# {name}
 

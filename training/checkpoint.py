@@ -1,8 +1,8 @@
-"""Checkpoints that survive a kill at any moment: written beside, synced, renamed; two are kept.
+"""Checkpoints of a run. They survive a kill at any moment, and the newest two are kept.
 
-A run folder:
+Layout of a run folder:
     config.json                  the `TrainConfig`
-    checkpoints/step-0000500/    complete by construction: the folder is renamed into place when full
+    checkpoints/step-0000500/    always complete: it is written under another name, synced and renamed
     metrics.jsonl, samples/, tensorboard/
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{7,})$")
-# What broken JSON, safetensors and torch files raise.
+# Exceptions that broken JSON, safetensors and torch files raise.
 _UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, IndexError, EOFError, RuntimeError, PickleError, SafetensorError,
 )  # fmt: skip
@@ -46,7 +46,7 @@ def _optimizers(state: "TrainState") -> dict[str, torch.optim.Optimizer]:
 
 
 def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
-    """Write checkpoints/step-N and drop all but the newest `KEEP`."""
+    """Write checkpoints/step-N, delete all but the newest `KEEP`, and return the new folder."""
     folder = run / "checkpoints" / f"step-{state.step:07d}"
     with write_folder(folder) as beside:
         for name, module in _modules(state).items():
@@ -60,21 +60,21 @@ def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of `run`, oldest first."""
+    """Folders of the complete checkpoints of `run`, oldest first."""
     folder = run / "checkpoints"
     names = [found for path in folder.iterdir() if (found := _NAME.match(path.name))] if folder.is_dir() else []
     return [folder / found.string for found in sorted(names, key=lambda found: int(found[1]))]
 
 
 def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
-    """Fill `state` from a checkpoint folder.
+    """Load a checkpoint folder into `state`.
 
     Raises:
-        CheckpointError: unreadable, or of another network.
+        CheckpointError: The checkpoint cannot be read, or its networks differ from those of `config`.
     """
     try:
         saved = json.loads((folder / "state.json").read_text())
-        if ModelConfig.from_dict(saved["network"]) != config.network:  # fields newer than it have their defaults
+        if ModelConfig.from_dict(saved["network"]) != config.network:  # missing fields get their defaults
             raise CheckpointError(f"{folder}: its networks are not those of config.json")
         for name, module in _modules(state).items():
             module.load_state_dict(load_file(folder / f"{name}.safetensors"))
@@ -87,21 +87,26 @@ def load(folder: Path, state: "TrainState", config: TrainConfig) -> None:
 
 
 def resume(run: Path, state: "TrainState", config: TrainConfig) -> None:
-    """Fill `state` from the newest checkpoint of `run`, if there is one."""
+    """Load the newest checkpoint of `run` into `state`, if there is one.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
     if found := list_checkpoints(run):
         load(found[-1], state, config)
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
+    """Write config.json of a run folder; make the folder if needed."""
     run.mkdir(parents=True, exist_ok=True)
     write_file(run / "config.json", (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def read_config(run: Path) -> TrainConfig:
-    """The config of a run folder.
+    """Read config.json of a run folder.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: The file is missing or is no valid config.
     """
     try:
         return TrainConfig.from_dict(json.loads((run / "config.json").read_text()))

@@ -1,12 +1,11 @@
-"""A small classifier of labelled images: its features measure samples, its verdicts count what classes they show.
+"""A small image classifier. Its features measure the quality of samples, and its predictions count their classes.
 
-It stands where the Inception network stands in FID, for images that Inception was not made for. Its file is part of
-the measure: numbers are comparable under one classifier alone, so it is named by the sha256 of that file.
+It replaces the Inception network of FID for images unlike those that Inception was trained on. Results are comparable
+only if they use the same classifier, so reports name it by the sha256 of its file.
 """
 
 import hashlib
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ BATCH = 128
 
 
 class Classifier(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] -> logits (B, classes) over features (B, `NUM_FEATURES`)."""
+    """Images (B, C, H, W) in [-1, 1] -> logits (B, classes), by way of features (B, `NUM_FEATURES`)."""
 
     def __init__(self, contract: Contract, classes: tuple[str, ...]) -> None:
         super().__init__()
@@ -45,6 +44,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, len(classes))
 
     def features(self, x: Tensor) -> Tensor:
+        """Features (B, `NUM_FEATURES`) of images (B, C, H, W) in [-1, 1]."""
         out: Tensor = self.body(x).mean((2, 3))
         return out
 
@@ -56,14 +56,15 @@ class Classifier(nn.Module):
 def train_classifier(
     everything: Labelled, epochs: int = 8, seed: int = 0, report: Callable[[int, float], None] | None = None
 ) -> tuple[Classifier, float]:
-    """Adam on one cycle of the learning rate, images shifted by up to two pixels and mirrored.
+    """Train a classifier with AdamW, a one-cycle learning rate and augmented images.
 
     Args:
-        everything: all training images; the split that models are trained by holds out the same of them here.
-        report: told of each epoch's number and mean loss.
+        everything: All training images. They are split as in training of the generative model, so that both hold out
+            the same images.
+        report: Called with the number and the mean loss of each epoch.
 
     Returns:
-        The classifier, and the share of the held-out images that it is right about.
+        The classifier, and its accuracy on the held-out images.
     """
     parts = split(np.arange(len(everything.images)))
     data, held_out = everything.take(parts.train), everything.take(parts.held_out)
@@ -95,7 +96,7 @@ def train_classifier(
 
 
 def augment(images: NDArray[np.uint8], rng: np.random.Generator, shift: int = 2) -> NDArray[np.uint8]:
-    """Images (B, H, W, C), each moved by up to `shift` pixels both ways, edges repeated, and half of them mirrored."""
+    """Shift images (B, H, W, C) by up to `shift` pixels along both axes, repeating edges, and mirror half of them."""
     batch, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
     rows = rng.integers(0, 2 * shift + 1, (batch, 1, 1)) + np.arange(height)[:, None]
@@ -107,43 +108,52 @@ def augment(images: NDArray[np.uint8], rng: np.random.Generator, shift: int = 2)
 
 @torch.no_grad()
 def describe_images(classifier: Classifier, images: NDArray[np.uint8]) -> tuple[Tensor, NDArray[np.int64]]:
-    """Features (N, `NUM_FEATURES`) and likeliest class (N,) of images (N, H, W, C)."""
+    """Compute features (N, `NUM_FEATURES`) and predicted classes (N,) of images (N, H, W, C)."""
     features = torch.cat([classifier.features(to_tensor(images[i : i + 500])) for i in range(0, len(images), 500)])
     return features, classifier.head(features).argmax(1).numpy()
 
 
 def classifier_bytes(classifier: Classifier) -> bytes:
-    """The file of a classifier: safetensors, its classes and contract in the metadata."""
+    """Encode a classifier as safetensors, with its classes and image contract in the metadata."""
     about = {"classes": list(classifier.classes), "shape": list(classifier.contract.shape)}
     weights = {name: value.contiguous() for name, value in classifier.state_dict().items()}
     return save(weights, {"ddaebm": json.dumps(about)})
 
 
 def write_classifier(path: Path, classifier: Classifier) -> str:
-    """Returns the file's sha256."""
+    """Write a classifier to `path` and return the sha256 of the file."""
     contents = classifier_bytes(classifier)
     write_file(path, contents)
     return hashlib.sha256(contents).hexdigest()
 
 
 def read_classifier(source: str) -> tuple[Classifier, str]:
-    """A classifier and the sha256 of its file, which is named by its path or, where it is shipped, by its name.
+    """Read a classifier.
+
+    Args:
+        source: Path of a file, or the name of a shipped classifier.
+
+    Returns:
+        The classifier, and the sha256 of its file.
 
     Raises:
-        DataError: no such file, or not one of a classifier.
+        DataError: The file does not exist or is not a classifier.
     """
     shipped = SHIPPED / f"{source}.safetensors"
     path = Path(source) if Path(source).is_file() else shipped
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
-        raise DataError(f"{source}: no such file, and no shipped classifier; there are {names}."
-                        " `ddaebm classifier` makes one")  # fmt: skip
+        raise DataError(
+            f"{source}: no such file and no shipped classifier; give one of {names}, or make one with"
+            " `ddaebm classifier`"
+        )
     contents = path.read_bytes()
     try:
-        (length,) = struct.unpack("<Q", contents[:8])
-        about = json.loads(json.loads(contents[8 : 8 + length])["__metadata__"]["ddaebm"])
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["ddaebm"])
         classifier = Classifier(Contract(*about["shape"]), tuple(about["classes"]))
         classifier.load_state_dict(load(contents))
-    except (struct.error, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"{path}: not a classifier's file ({error}); `ddaebm classifier` makes one") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())  # torch lists one fault per line
+        raise DataError(f"{path}: not a classifier's file ({reason}); make one with `ddaebm classifier`") from error
     return classifier.eval(), hashlib.sha256(contents).hexdigest()

@@ -1,5 +1,7 @@
-"""Datasets in memory: made or read, split once and for all, and handed out in an order that is a
-pure function of (seed, step) — so a resumed run sees what the uninterrupted one would have seen."""
+"""Data sets in memory: synthetic or read from files, split in a fixed way, and served in batches.
+
+The batch of a step depends only on (seed, step). So a resumed run sees the same batches as an uninterrupted one.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -21,15 +23,15 @@ from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import permutation, random_word
 from ddaebm.training.config import TrainConfig
 
-SPLIT_SEED = 20_240_302  # fixed for ever: changing it moves images between training and calibration
+SPLIT_SEED = 20_240_302  # never change it: that would move images between training and calibration
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts of one training set. The networks see `train` alone.
+    """Disjoint parts of one training set. The networks are trained on `train` only.
 
-    A fifth is held out: of 60,000 images 4,000 reference (standardisation), 3,000 choice (picking the
-    form of the score) and 5,000 calibration (conformal p-values, which no choice may touch).
+    A fifth is held out. For 60,000 images these are 4,000 for `reference` (standardisation), 3,000 for `choice`
+    (selecting the form of the score) and 5,000 for `calibration` (conformal p-values; no other choice may use them).
     """
 
     train: NDArray[Any]
@@ -39,11 +41,11 @@ class Splits:
 
     @property
     def held_out(self) -> NDArray[Any]:
-        """All that the networks do not see."""
+        """All samples that the networks are not trained on."""
         return np.concatenate([self.reference, self.choice, self.calibration])
 
     def digests(self) -> dict[str, dict[str, Any]]:
-        """Size and sha256 of the bytes of each part, in its fixed order."""
+        """Size of each part and the sha256 of its bytes, by name."""
         parts = {name: getattr(self, name) for name in ("train", "reference", "choice", "calibration")}
         return {
             name: {"count": len(part), "sha256": hashlib.sha256(part.tobytes()).hexdigest()}
@@ -52,13 +54,13 @@ class Splits:
 
 
 def split(data: NDArray[Any]) -> Splits:
-    """Hold out a fifth of `data` (N, ...) by a fixed permutation, and part it 4 : 3 : 5.
+    """Hold out a fifth of `data` (N, ...) by a fixed permutation and split it 4 : 3 : 5.
 
     Raises:
-        DataError: too few samples to leave each part one.
+        DataError: There are fewer than 60 samples, so that a part would be empty.
     """
     if len(data) < 60:
-        raise DataError(f"{len(data)} samples are too few: at least 60 are needed to hold some out")
+        raise DataError(f"{len(data)} samples are too few: at least 60 are needed, since a fifth is held out")
     order = permutation(len(data), SPLIT_SEED)
     held_out = len(data) // 5
     reference, choice = held_out * 4 // 12, held_out * 3 // 12
@@ -68,7 +70,7 @@ def split(data: NDArray[Any]) -> Splits:
 
 
 def describe(config: TrainConfig, parts: Splits) -> str:
-    """One line for who starts a run: what the data are, and what is made of them."""
+    """Describe the data, their split and the network widths in one line."""
     counts = (
         f"{len(parts.train)} to train on, {len(parts.held_out)} held out, {len(parts.calibration)} of them for p-values"
     )
@@ -81,30 +83,31 @@ def describe(config: TrainConfig, parts: Splits) -> str:
 
 
 def load_data(source: str, config: ModelConfig) -> NDArray[Any]:
-    """All of `source`: uint8 (N, H, W, C), or float32 (N, D) points.
+    """Make or read the data set `source`: uint8 images (N, H, W, C), or float32 points (N, D).
 
     Raises:
-        DataError: `source` is neither a made set nor a readable PATH, or of another shape.
+        DataError: `source` is neither a synthetic set nor a readable path, or its shape is not that of the networks.
     """
     if not source:
         raise DataError("this recipe needs --data PATH (a folder or archive of images, .npy, .npz or IDX files)")
     if source in MADE:
         data = MADE[source](config)
         if data.shape[1:] != _array_shape(config):
-            raise DataError(f"{source}: makes {data.shape[1:]}, the networks take {_array_shape(config)}")
+            raise DataError(f"{source}: samples have shape {data.shape[1:]}, the networks take {_array_shape(config)}")
         return data
     if not config.is_image:
-        raise DataError(f"{source}: points come from a made set: {', '.join(MADE)}")
+        raise DataError(f"{source}: points must come from a synthetic data set: {', '.join(MADE)}")
     return read_images(source, contract(config))
 
 
 def contract(config: ModelConfig) -> Contract:
+    """Image size and channels that the networks of `config` take."""
     channels, height, width = config.data_shape
     return Contract(height, width, channels)
 
 
 def to_tensor(data: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (B, H, W, C) -> float (B, C, H, W) in [-1, 1]; points as they are."""
+    """Convert uint8 images (B, H, W, C) to float (B, C, H, W) in [-1, 1]; points are not scaled."""
     tensor = torch.from_numpy(np.ascontiguousarray(data)).to(device)
     if tensor.dtype != torch.uint8:
         return tensor
@@ -112,11 +115,16 @@ def to_tensor(data: NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     return scaled.contiguous()
 
 
+def flip_images(images: Tensor, side: Tensor) -> Tensor:
+    """Mirror images (B, C, H, W) left to right where `side` (B,), uniform in [0, 1), is below ½."""
+    return torch.where((side < 0.5)[:, None, None, None], images.flip(3), images)
+
+
 def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArray[Any]:
-    """The batch of `step`: epochs of fixed random orders, last partial batch left out.
+    """The batch of `step`, (batch_size, ...). Each epoch has its own random order and drops the last partial batch.
 
     Raises:
-        DataError: fewer samples than one batch.
+        DataError: There are fewer samples than one batch.
     """
     per_epoch = len(data) // batch_size
     if not per_epoch:
@@ -125,7 +133,7 @@ def batch_at(data: NDArray[Any], step: int, batch_size: int, seed: int) -> NDArr
     return data[_epoch_order(len(data), seed, epoch)[place * batch_size : (place + 1) * batch_size]]
 
 
-@lru_cache(maxsize=1)  # one epoch's order serves hundreds of steps
+@lru_cache(maxsize=1)  # all steps of an epoch share its order
 def _epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return permutation(count, random_word(seed, epoch))
 
@@ -138,7 +146,7 @@ def _array_shape(config: ModelConfig) -> tuple[int, ...]:
 
 
 def made_shapes(config: ModelConfig, count: int = 3_000) -> NDArray[np.uint8]:
-    """Bright discs and squares of random place, size and grey on black."""
+    """Bright discs and squares of random position, size and grey level on black, uint8 (count, H, W, C)."""
     channels, height, width = config.data_shape
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
@@ -156,14 +164,18 @@ GAUSSIAN_CENTRES = np.stack(np.meshgrid(*[np.arange(-2, 3) * 2 / 2.828] * 2), -1
 
 
 def made_25_gaussians(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
-    """Equal parts of 25 narrow Gaussians on a square grid, of unit variance as a whole."""
+    """Points (count, 2) of a uniform mixture of 25 narrow Gaussians on a square grid, with unit variance."""
     rng = np.random.default_rng(0)
     points = GAUSSIAN_CENTRES[rng.integers(25, size=count)] + GAUSSIAN_STD * rng.standard_normal((count, 2))
     return points.astype(np.float32)
 
 
 def made_pinwheel(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
-    """Five blades, each a Gaussian bent around the centre (Johnson et al. 2016), of unit variance."""
+    """Points (count, 2) of five blades, each a Gaussian bent around the centre, with unit variance.
+
+    Source: Johnson et al. 2016, *Composing Graphical Models with Neural Networks for Structured Representations and
+    Fast Inference*.
+    """
     rng = np.random.default_rng(0)
     along, across = 1 + 0.3 * rng.standard_normal(count), 0.1 * rng.standard_normal(count)
     turn = 2 * np.pi / 5 * rng.integers(5, size=count) + 0.25 * np.exp(along)
@@ -172,7 +184,7 @@ def made_pinwheel(config: ModelConfig, count: int = 200_000) -> NDArray[np.float
 
 
 def made_swiss_roll(config: ModelConfig, count: int = 200_000) -> NDArray[np.float32]:
-    """A spiral of one and a half turns, of unit variance: scikit-learn's, seen from its side."""
+    """Points (count, 2) of a spiral of one and a half turns, with unit variance: scikit-learn's roll, from the side."""
     roll, _ = make_swiss_roll(count, noise=0.4, random_state=0)
     return _unit_variance(roll[:, [0, 2]])
 

@@ -1,4 +1,4 @@
-"""How well the OOD score tells a data set from others, and whether its false alarms are as promised."""
+"""Evaluate the OOD score: false-alarm rates on test images, and detection of other data sets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,10 @@ ALPHAS = (0.01, 0.05, 0.1)
 
 
 def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
-    """Probability that a value of `outside` is above one of `inside`: OOD is the positive class."""
+    """Area under the ROC curve with OOD as the positive class.
+
+    This is the probability that a value of `outside` (M,) is above a value of `inside` (N,), ties counting half.
+    """
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     return float(roc_auc_score(labels, np.concatenate([inside, outside])))
 
@@ -29,10 +32,16 @@ def ood_report(
     test: NDArray[np.uint8],
     ood: Mapping[str, NDArray[np.uint8]],
 ) -> dict[str, Any]:
-    """False alarms on `test`, and AUROC and detection rates against each set of `ood`.
+    """Measure false-alarm rates on `test`, and AUROC and detection rates against each set of `ood`.
 
     Args:
-        test: in-distribution images that training and calibration never saw, (N, H, W, C).
+        levels_of: Runs the energy network.
+        num_steps: T, the number of levels.
+        test: In-distribution images that were used neither for training nor for calibration, uint8 (N, H, W, C).
+        ood: OOD images by name, uint8 (M, H, W, C).
+
+    Returns:
+        The evaluation section of the manifest.
     """
     inside = level_rows(levels_of, pixels, test)
     inside_p = scorer.p_value(scorer.ood_score(inside))

@@ -1,4 +1,4 @@
-"""A checkpoint's EMA networks -> a calibrated bundle: ONNX graphs, their weights, p-values, a model card."""
+"""Export the EMA networks of a checkpoint as a calibrated bundle with ONNX graphs, weights and a model card."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
 
 from ddaebm.model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
@@ -35,10 +36,10 @@ from ddaebm.training.to_onnx import make_graphs, parity, require_parity, to_onnx
 
 
 def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
-    """Config and newest checkpoint of a run folder, on the CPU.
+    """Load the config and the newest checkpoint of a run folder, on the CPU.
 
     Raises:
-        CheckpointError: no checkpoint yet, or unreadable.
+        CheckpointError: There is no checkpoint yet, or it cannot be read.
     """
     config = checkpoint.read_config(run)
     found = checkpoint.list_checkpoints(run)
@@ -60,26 +61,29 @@ def export(
     ood: Mapping[str, str] | None = None,
     classifier: str | None = None,
 ) -> tuple[Bundle, dict[str, float]]:
-    """Make a calibrated bundle of the newest checkpoint of `run` in folder `out`.
+    """Export the newest checkpoint of `run` as a calibrated bundle in folder `out`.
 
     Args:
-        data: where the training data is now, if it has moved.
-        test: in-distribution images that were not trained on, and
-        ood: other images by name; with both, the model card tells how well they are told apart.
-        classifier: of the training data's classes; with `test`, the model card tells how near samples come to them.
+        name: Name of the bundle; the default is the name of the recipe.
+        data: PATH of the training data, if it has moved since training.
+        test: PATH of in-distribution test images. If given, the model card contains an evaluation.
+        ood: PATHs of OOD images by name, for the evaluation.
+        classifier: Path or name of a classifier. With `test`, the evaluation includes the quality of samples.
 
     Returns:
-        The bundle, read back, and the parity error of each graph.
+        The bundle, and the parity error of each graph.
 
     Raises:
-        ParityError: a graph does not compute what its network computes; nothing is written.
-        CheckpointError, DataError, BundleError: as they say.
+        ParityError: The outputs of a graph differ from those of its network. Nothing is written.
+        CheckpointError: The run has no readable checkpoint, or is a model of points.
+        DataError: Images or the classifier cannot be read.
+        BundleError: `out` holds something that is not a bundle.
     """
     require_replaceable(out)
     config, state = load_run(run)
     network = config.network
     if not network.is_image:
-        raise CheckpointError(f"{run}: a model of points has no bundle; only images are served")
+        raise CheckpointError(f"{run}: a model of points cannot be exported; give the run of a model of images")
     splits = split(load_data(data or config.data, network))
     files, errors = make_files(config, state)
     levels_of = partial(level_statistics, make_session("energy.onnx", files))
@@ -91,18 +95,12 @@ def export(
     digests = splits.digests()
     report = None
     if test:
-        wanted = contract(network)
-        others = {label: read_images(path, wanted) for label, path in (ood or {}).items()}
-        images = read_images(test, wanted)
+        form = contract(network)
+        images = read_images(test, form)
+        others = {label: read_images(path, form) for label, path in (ood or {}).items()}
         report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
         if classifier:
-            sampler = make_session("sampler.onnx", files)
-            report["samples"] = quality_report(
-                lambda seeds: run_sampler(sampler, network, seeds),
-                *read_classifier(classifier),
-                images,
-                splits.held_out,
-            )
+            report["samples"] = _sample_report(config, files, classifier, images, splits.held_out)
     name = name or config.recipe
     card = model_card(name, train_command(config), training, digests, scorer, report)
     files["README.md"] = card.encode()
@@ -112,12 +110,22 @@ def export(
     return bundle, errors
 
 
+def _sample_report(
+    config: TrainConfig, files: Mapping[str, bytes], classifier: str, test: NDArray[np.uint8], unseen: NDArray[np.uint8]
+) -> dict[str, Any]:
+    """Run `quality_report` on the sampler in `files`."""
+    sampler = make_session("sampler.onnx", files)
+    judge, sha256 = read_classifier(classifier)
+    return quality_report(lambda seeds: run_sampler(sampler, config.network, seeds), judge, sha256, test, unseen)
+
+
 @contextmanager
 def open_model(source: str) -> Iterator[Bundle]:
-    """The bundle that `source` names or, of a run folder, the one that it would export now.
+    """Load the bundle named `source`; if `source` is a run folder, export it to a temporary bundle first.
 
     Raises:
-        ParityError, CheckpointError, DataError, BundleError: as `export` and `model.bundle.load_bundle`.
+        ParityError, CheckpointError, DataError: As `export`.
+        BundleError: As `model.bundle.load_bundle`.
     """
     if not Path(source, "checkpoints").is_dir():
         yield load_bundle(find_bundle(source))
@@ -128,15 +136,18 @@ def open_model(source: str) -> Iterator[Bundle]:
 
 
 def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes], dict[str, float]]:
-    """Graphs, weights and a picture of the EMA networks, and the parity error of each graph.
+    """Encode the graphs and weights of the EMA networks, and a grid of samples.
+
+    Returns:
+        Contents by file name, and the parity error of each graph.
 
     Raises:
-        ParityError: a graph does not compute what its network computes.
+        ParityError: The outputs of a graph differ from those of its network.
     """
     network = config.network
     nets = state.generator_ema, state.energy_net_ema
     for net in nets:
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # training's layout is no file's
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # training may use channels_last
     files = {
         "generator.safetensors": safetensors_bytes(state.generator_ema.state_dict()),
         "energy_net.safetensors": safetensors_bytes(state.energy_net_ema.state_dict()),
@@ -144,7 +155,7 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
     for file, graph in make_graphs(network, *nets, batch=3).items():
         files[file] = to_onnx(graph, WEIGHTS[file], files[WEIGHTS[file]])
     sessions = {file: make_session(file, files) for file in WEIGHTS}
-    # Another batch size than the traced one, or a size frozen by tracing would go unseen.
+    # Use another batch size than in tracing, to detect a batch size that tracing turned into a constant.
     errors = {file: parity(graph, sessions[file]) for file, graph in make_graphs(network, *nets, batch=5).items()}
     require_parity(errors)
     files["samples.png"] = encode_png(make_grid(run_sampler(sessions["sampler.onnx"], network, image_seeds(1, 64))))
@@ -152,16 +163,16 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
 
 
 def training_summary(config: TrainConfig, step: int) -> dict[str, Any]:
-    """What the manifest says of the training: every setting but the place of the data on a disk."""
+    """The training section of the manifest: all settings except the local path of the data."""
     settings = {key: value for key, value in config.to_dict().items() if key not in ("network", "data")}
     return {**settings, "trained_steps": step, "torch": torch.__version__}
 
 
 def train_command(config: TrainConfig) -> str:
-    """The command that trains `config`: its recipe, and what of it was overridden."""
+    """The command line that trains `config`: its recipe and every setting that differs from it."""
     form = contract(config.network) if config.recipe == IMAGES else None
     recipe = make_config(config.recipe, form).to_dict()
-    aside = ("data", "start")  # a path, and a digest
+    aside = ("data", "start")  # a local path, and a digest; the command has placeholders for them
     changed = {key: value for key, value in config.to_dict().items() if value != recipe[key] and key not in aside}
     words = ["ddaebm train", config.recipe, "--data PATH" if config.data not in MADE else "", "--out RUN"]
     words.append("--start BUNDLE" if config.start else "")
@@ -176,4 +187,4 @@ def train_command(config: TrainConfig) -> str:
 
 
 def _word(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))  # no spaces: it is one word of a shell
+    return json.dumps(value, separators=(",", ":"))  # without spaces, so that the shell reads one word

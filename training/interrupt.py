@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: a wish that the loop grants between two steps."""
+"""Turn Ctrl-C and SIGTERM into a flag, so that training can stop between two steps."""
 
 import signal
 import threading
@@ -9,10 +9,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """True once a signal has asked to stop; a second one acts as it would have without this.
+    """Context manager that is true once SIGINT or SIGTERM has arrived. A second signal has its usual effect.
 
-    With `enabled` false, and in other threads than the main one, signals are left alone: several processes would
-    have to agree on the step at which they stop.
+    It does nothing outside the main thread.
+
+    Args:
+        enabled: False leaves signals alone. Use it with several processes, which would have to agree on the step at
+            which they stop.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -31,13 +34,13 @@ class Interrupt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back()
+        self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        self._give_back()
+        self._restore()
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

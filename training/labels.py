@@ -1,4 +1,7 @@
-"""Images with their classes: the labels of an IDX file lie beside it, those of files are the names of their folders."""
+"""Read labelled images.
+
+The labels of an IDX file are in a second file beside it. The label of an image file is the name of its folder.
+"""
 
 import gzip
 import struct
@@ -14,21 +17,22 @@ from ddaebm.model.images.readers import entries, find_idx, read_images
 
 
 class Labelled(NamedTuple):
-    """Images (N, H, W, C), and for each the place of its class in `classes` (N,)."""
+    """Images (N, H, W, C), the index of each image's class in `classes` (N,), and the names of the classes."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
 
     def take(self, places: NDArray[np.int64]) -> Self:
+        """The images and labels at indices `places`."""
         return self._replace(images=self.images[places], labels=self.labels[places])
 
 
 def read_labelled(path: str | Path, contract: Contract) -> Labelled:
-    """All images of `path`, as `model.images.readers.read_images` takes them, with their classes.
+    """Read all images of `path` with `model.images.readers.read_images`, and their classes.
 
     Raises:
-        DataError: as `read_images`; no labels beside an IDX file; files that lie in fewer than two folders.
+        DataError: As `read_images`; an IDX file has no labels file; or the images are in fewer than two folders.
     """
     images = read_images(path, contract)
     idx = None if str(path).startswith("hf:") else find_idx(Path(path))
@@ -38,22 +42,24 @@ def read_labelled(path: str | Path, contract: Contract) -> Labelled:
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
         raise DataError(
-            f"{path}: no classes; they are the names of the folders that the files lie in (CLASS/FILE.png),"
-            " or a file of labels beside an IDX file of images"
+            f"{path}: no classes found; put the images of each class in a folder of its own (CLASS/FILE.png),"
+            " or give an IDX file with a labels file beside it"
         )
     place = {name: i for i, name in enumerate(classes)}
     return Labelled(images, np.array([place[name] for name in names]), classes)
 
 
 def _with_idx_labels(idx: Path, images: NDArray[np.uint8]) -> Labelled:
-    """Magic 0x00000801 and a big-endian count, then one byte a label."""
+    """Read the labels file: magic 0x00000801, a big-endian count, then one byte per label."""
     path = idx.with_name(idx.name.replace("images-idx3", "labels-idx1"))
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
             magic, count = struct.unpack(">2I", handle.read(8))
             labels = np.frombuffer(handle.read(), np.uint8).astype(np.int64)
     except (OSError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: the labels of {idx.name} cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot read the labels of {idx.name} ({error}); put a labels file there") from error
     if magic != 0x801 or not count == len(labels) == len(images):
-        raise DataError(f"{path}: not the labels of the {len(images)} images of {idx.name}")
+        raise DataError(
+            f"{path}: not the labels of the {len(images)} images of {idx.name}; give the files of one data set"
+        )
     return Labelled(images, labels, tuple(map(str, range(labels.max() + 1))))

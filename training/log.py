@@ -1,4 +1,4 @@
-"""What a run says while it trains: means of its terms, metrics.jsonl, TensorBoard, sample grids, progress."""
+"""Log of a run: metrics.jsonl, TensorBoard, sample grids and a progress bar."""
 
 import io
 import json
@@ -22,7 +22,14 @@ from ddaebm.model.files import write_file
 
 
 class RunLog:
-    """Writes nothing where `enabled` is false (every process but the first)."""
+    """Context manager that writes the log of a run.
+
+    Args:
+        run: The run folder.
+        first_step: Steps done so far. Entries of later steps are removed on entry, as those steps are repeated.
+        total: Steps of the whole run, for the progress bar.
+        enabled: False writes nothing; for all processes but the first.
+    """
 
     def __init__(self, run: Path, first_step: int, total: int, enabled: bool = True) -> None:
         self.run, self.first_step, self.total, self.enabled = run, first_step, total, enabled
@@ -33,7 +40,7 @@ class RunLog:
             return self
         path = self.run / "metrics.jsonl"
         self.run.mkdir(parents=True, exist_ok=True)
-        kept = _lines_up_to(path, self.first_step)  # a killed run may have logged past its last checkpoint
+        kept = _lines_up_to(path, self.first_step)  # a killed run may have logged steps after its last checkpoint
         write_file(path, "".join(kept).encode())
         self.file: IO[str] = path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first_step + 1)
@@ -54,6 +61,7 @@ class RunLog:
             self.file.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Log the metrics of `step` and update the progress bar; without a terminal, print a line to stderr."""
         if not self.enabled:
             return
         self.file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -70,6 +78,7 @@ class RunLog:
             )
 
     def samples(self, step: int, suffix: str, contents: bytes) -> None:
+        """Write samples/step-N with `suffix`, and show a PNG in TensorBoard."""
         folder = self.run / "samples"
         folder.mkdir(exist_ok=True)
         write_file(folder / f"step-{step:07d}{suffix}", contents)
@@ -79,7 +88,7 @@ class RunLog:
 
 
 class Meter:
-    """Means of the loss terms since they were last read, and the seconds a step."""
+    """Means of the loss terms, and seconds per step, since the last `read`."""
 
     def __init__(self, step: int) -> None:
         self._reset(step)
@@ -89,10 +98,12 @@ class Meter:
         self.terms: defaultdict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, terms: dict[str, Tensor]) -> None:
+        """Add the scalar terms of one step."""
         for name, value in terms.items():
             self.terms[name].append(value)
 
     def read(self, step: int, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes and `seconds_per_step`; then start over from `step`."""
         means = {name: torch.stack(values).mean() for name, values in self.terms.items()}
         metrics = {name: float(accelerator.reduce(value, "mean")) for name, value in means.items()}
         metrics["seconds_per_step"] = (time.perf_counter() - self.began) / (step - self.step)
@@ -101,7 +112,7 @@ class Meter:
 
 
 def seconds_logged(run: Path) -> float:
-    """Seconds spent in the train steps of a run, over all its sessions, from metrics.jsonl."""
+    """Total training time of a run in seconds, over all its sessions, from metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [0, *(line["step"] for line in lines)]
     return float(sum((b - a) * line["seconds_per_step"] for a, b, line in zip(steps, steps[1:], lines, strict=False)))
@@ -112,7 +123,7 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
         return []
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n"):  # cut short by a kill
+        if not line.endswith("\n"):  # a kill truncated it
             break
         if json.loads(line)["step"] <= step:
             kept.append(line)

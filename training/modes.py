@@ -1,4 +1,4 @@
-"""How good samples and densities are."""
+"""Quality measures for samples and densities."""
 
 import warnings
 
@@ -14,15 +14,15 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 
 def mode_report(samples: NDArray[np.floating], centres: NDArray[np.floating], std: float) -> dict[str, float]:
-    """How samples (N, D) sit in a mixture of round Gaussians of one `std` at `centres` (M, D).
+    """Compare samples (N, D) with a mixture of isotropic Gaussians of standard deviation `std` at `centres` (M, D).
 
-    A sample belongs to its nearest centre and is counted within 4 standard deviations of it.
+    Each sample is assigned to its nearest centre, and is counted if it lies within 4 standard deviations of it.
 
     Returns:
-        modes: centres that have a counted sample.
-        within_4_sigma: share of the samples that are counted; 0.9997 for the mixture itself in the plane.
-        std_ratio: root mean square distance a coordinate from the centre, over `std`; 0 where none is counted.
-        largest_mode, smallest_mode: most and fewest counted samples of a mode, over their mean.
+        modes: Number of centres with a counted sample.
+        within_4_sigma: Share of counted samples; 0.9997 for exact samples of a mixture in two dimensions.
+        std_ratio: Standard deviation of the counted samples around their centres, divided by `std`; 0 without any.
+        largest_mode, smallest_mode: Largest and smallest number of counted samples of a centre, divided by the mean.
     """
     distance, nearest = KDTree(centres).query(samples)
     near = distance <= 4 * std
@@ -39,13 +39,13 @@ def mode_report(samples: NDArray[np.floating], centres: NDArray[np.floating], st
 
 
 def grid_kl(log_true: NDArray[np.floating], log_density: NDArray[np.floating]) -> float:
-    """KL(true ‖ density) in nats, of unnormalised log-densities at the points of one regular grid."""
+    """KL(true ‖ density) in nats, from unnormalised log densities at the points of a regular grid."""
     p, q = log_softmax(log_true.ravel()), log_softmax(log_density.ravel())
     return float((np.exp(p) * (p - q)).sum())
 
 
 class _Given(nn.Module):
-    """Features that were computed before, where torchmetrics wants a network that computes them."""
+    """An identity network. torchmetrics expects a feature extractor, but the features are already computed."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -56,8 +56,10 @@ class _Given(nn.Module):
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """‖mu_r - mu_g‖² + tr(C_r + C_g - 2·sqrt(C_r·C_g)) of features (N, F) and (M, F) (Heusel et al. 2017, *GANs Trained
-    by a Two Time-Scale Update Rule*). It falls with N and M by itself: compare at equal numbers.
+    """Fréchet distance ‖mu_r - mu_g‖² + tr(C_r + C_g - 2·sqrt(C_r·C_g)) of features (N, F) and (M, F).
+
+    Its bias decreases with N and M, so compare results at equal sizes only (Heusel et al. 2017, *GANs Trained by a Two
+    Time-Scale Update Rule*).
     """
     metric = FrechetInceptionDistance(_Given(real.shape[1]))
     _feed(metric, real, generated)
@@ -65,12 +67,14 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, subsets: int = 100, subset_size: int = 1_000) -> float:
-    """Squared MMD under the kernel (f·g/F + 1)³ of features (N, F) and (M, F), without bias: 0 for one and the same
-    law, and so now and then below it (Binkowski et al. 2018, *Demystifying MMD GANs*). A mean over fixed subsets.
+    """Kernel distance (KID): unbiased squared MMD of features (N, F) and (M, F) with the kernel (f·g/F + 1)³.
+
+    It is the mean over random subsets, drawn with a fixed seed. For equal distributions its expectation is 0, so that
+    it can be negative (Binkowski et al. 2018, *Demystifying MMD GANs*).
     """
     size = min(subset_size, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that it keeps all features, which are here already
+        warnings.simplefilter("ignore")  # torchmetrics warns that it stores all features, which is harmless here
         torch.manual_seed(0)
         metric = KernelInceptionDistance(_Given(real.shape[1]), subsets=subsets, subset_size=size)
         _feed(metric, real, generated)
@@ -84,16 +88,18 @@ def _feed(metric: Metric, real: Tensor, generated: Tensor) -> None:
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of `generated` (M, F) among the real ones, and of `real` (N, F) among the generated: (precision, recall).
+    """Precision and recall of generated features (M, F) for real features (N, F).
 
-    A point is among others when for one of them it is no further than that one's `neighbours`-th nearest of its own
-    kind (Kynkäänniemi et al. 2019, *Improved Precision and Recall Metric for Assessing Generative Models*).
+    Precision is the share of generated points inside the manifold of the real points, recall the reverse. The manifold
+    of a set is the union of balls around its points. The radius of a ball is the distance to the `neighbours`-th
+    nearest other point of the set (Kynkäänniemi et al. 2019, *Improved Precision and Recall Metric for Assessing
+    Generative Models*).
     """
     return _share_among(generated, real, neighbours), _share_among(real, generated, neighbours)
 
 
 def _share_among(points: Tensor, others: Tensor, neighbours: int) -> float:
-    # Its own distance, 0, is the first. In blocks, since all distances at once would be gigabytes.
+    # + 1, because the nearest point of `others` is the point itself. Blocks limit the memory of the distances.
     radii = torch.cat(
         [torch.cdist(block, others).kthvalue(neighbours + 1).values for block in torch.split(others, 1_000)]
     )

@@ -1,4 +1,4 @@
-"""How near a bundle's samples come to real images, seen through a classifier's features."""
+"""Measure the quality of samples: compare them with real images in the feature space of a classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ddaebm.training.classifier import Classifier, describe_images
 from ddaebm.training.modes import frechet_distance, kernel_distance, precision_recall
 
 BATCH = 250
-COUNTED = 1_000  # samples whose classes are counted
+COUNTED = 1_000  # number of samples whose classes are counted
 
 
 def quality_report(
@@ -25,16 +25,17 @@ def quality_report(
     count: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Distances of `count` samples from the `test` images and, beside them, those of other real images.
+    """Compare `count` samples, and as a reference other real images, with the `test` images.
 
     Args:
-        sample: seeds (B,) -> images (B, H, W, C).
-        test, unseen: real images (N, H, W, C) that neither the networks nor the classifier were trained on. The
-            numbers of `unseen`, at most `count` of them, are what a perfect model would reach: the floor.
+        sample: Maps seeds (B,) to images (B, H, W, C).
+        test, unseen: Real images (N, H, W, C) that neither the networks nor the classifier were trained on. The first
+            `count` images of `unseen` give the floor, the result of a perfect model.
 
     Returns:
-        `fd_classifier` (a Fréchet distance, not FID: another network's features), `kid`, `precision` and `recall` of
-        the samples and under `floor` of the unseen images; `classes`, as the classifier sees the first 1,000 samples.
+        `fd_classifier`, `kid`, `precision` and `recall` of the samples; the same of the unseen images under `floor`;
+        and under `classes` how often the classifier predicts each class for the first 1,000 samples. `fd_classifier`
+        is a Fréchet distance like FID, but in the features of this classifier.
     """
     real, _ = describe_images(classifier, test)
     floor, _ = describe_images(classifier, unseen[:count])

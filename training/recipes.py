@@ -1,4 +1,4 @@
-"""The recipes: functions that return a `TrainConfig`."""
+"""Recipes: ready-made training settings, by name."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ddaebm.training.config import TrainConfig
 
 
 def debug() -> TrainConfig:
-    """Made shapes at 16x16 and tiny networks: the whole path in seconds, no data needed."""
+    """Synthetic 16x16 images and tiny networks, to run the whole pipeline in seconds without data."""
     network = ModelConfig(data_shape=(1, 16, 16), latent_dim=8, embed_dim=16, widths=(8, 16),
                           blocks_per_level=1, middle_blocks=1, norm_groups=4)  # fmt: skip
     return TrainConfig(recipe="debug", network=network, data="shapes", steps=40, batch_size=32,
@@ -18,9 +18,9 @@ def debug() -> TrainConfig:
 
 
 def toy() -> TrainConfig:
-    """25 Gaussians in the plane, for a density that can be read; under ten minutes of one core.
+    """25 Gaussians in the plane, with settings for an accurate density; under ten minutes on one core.
 
-    What it changes of `toy_paper`, and why, is in docs/paper.md.
+    docs/paper.md explains how it differs from `toy_paper`.
     """
     network = ModelConfig(data_shape=(2,), beta_max=5.0, latent_dim=2, widths=(128, 128),
                           frequency=20.0, energy_curvature=10.0)  # fmt: skip
@@ -31,7 +31,7 @@ def toy() -> TrainConfig:
 
 
 def toy_paper() -> TrainConfig:
-    """The same points with the paper's settings and layer sizes, on a schedule that does reach N(0, I)."""
+    """25 Gaussians with the paper's settings and layer sizes, but with a schedule that ends close to N(0, I)."""
     network = ModelConfig(data_shape=(2,), latent_dim=2, widths=(300, 300))
     return TrainConfig(recipe="toy-paper", network=network, data="25-gaussians", steps=100_000, batch_size=200,
                        lr_generator=1e-4, lr_energy=1e-4, gradient_penalty="conditional", entropy_weight=0.1,
@@ -39,22 +39,26 @@ def toy_paper() -> TrainConfig:
 
 
 def fashion_mnist() -> TrainConfig:
-    """28x28 grey clothes, four hours of one core: what the shipped bundle began with (docs/results.md has the rest)."""
+    """Fashion-MNIST, 28x28 grey; four hours on one core.
+
+    It gave the first weights of the shipped bundle; docs/results.md describes the later training.
+    """
     return _found("fashion-mnist", ModelConfig(data_shape=(1, 28, 28)), steps=24_000)
 
 
 def fashion_mnist_paper() -> TrainConfig:
-    """The same network with the paper's losses and penalty: what the search began with (docs/results.md)."""
+    """The network of `fashion_mnist` with the paper's losses and penalty, the baseline of docs/results.md."""
     network = ModelConfig(data_shape=(1, 28, 28))
     return TrainConfig(recipe="fashion-mnist-paper", network=network, data="", steps=4_000,
                        gradient_penalty="conditional")  # fmt: skip
 
 
 def _found(recipe: str, network: ModelConfig, steps: int) -> TrainConfig:
-    """What won the search of docs/results.md on small images, for the same training FLOP as the paper's settings.
+    """The best settings for small images from the search in docs/results.md, at the training cost of the paper's.
 
-    A Gaussian likelihood of the posterior's variance, which makes the last transition a good denoiser; more and smaller
-    batches; a lazy penalty; and the energy network denoises as well, for features that see through noise.
+    They differ from the paper's in four ways. The reconstruction likelihood has the posterior's variance, which makes
+    the last transition a good denoiser. There are more and smaller batches. The gradient penalty is lazy. The energy
+    network also denoises, which makes its features robust to noise.
     """
     network = dataclasses.replace(network, energy_denoises=True)
     return TrainConfig(recipe=recipe, network=network, data="", steps=steps, batch_size=32, likelihood_floor=0.01,
@@ -62,21 +66,21 @@ def _found(recipe: str, network: ModelConfig, steps: int) -> TrainConfig:
 
 
 def cifar10() -> TrainConfig:
-    """CIFAR-10's 50,000 training images at the paper's size, for four GPUs of 32 GB (docs/training.md)."""
+    """CIFAR-10, 50,000 training images, at the paper's model size, for four GPUs of 32 GB (docs/training.md)."""
     return _paper("cifar10", size=32, images=50_000, epochs=1_300, batch_size=64, lr=1e-4, gamma=0.02, ema_decay=0.9999,
                   widths=(128, 256, 256, 256), norm_groups=32)  # fmt: skip
 
 
 def celeba64() -> TrainConfig:
-    """CelebA's 162,770 training images, 64x64, at the paper's size, for four GPUs of 24 GB (docs/training.md)."""
+    """CelebA at 64x64, 162,770 training images, at the paper's model size, for four GPUs of 24 GB."""
     return _paper("celeba64", size=64, images=162_770, epochs=600, batch_size=32, lr=5e-5, gamma=0.002, ema_decay=0.999,
                   widths=(64, 64, 128, 128, 256), norm_groups=16)  # fmt: skip
 
 
 def lsun_church128() -> TrainConfig:
-    """LSUN church outdoor's 126,227 training images, 128x128, at the paper's size, for four GPUs of 40 GB.
+    """LSUN church outdoor at 128x128, 126,227 training images, at the paper's model size, for four GPUs of 40 GB.
 
-    No input pyramid at this size (docs/training.md).
+    It has no input pyramid (docs/training.md).
     """
     return _paper("lsun_church128", size=128, images=126_227, epochs=500, batch_size=12, lr=5e-5, gamma=0.005,
                   ema_decay=0.999, widths=(64, 128, 128, 256, 256), norm_groups=16, pyramid=False)  # fmt: skip
@@ -86,14 +90,14 @@ def _paper(
     recipe: str, *, size: int, images: int, epochs: int, batch_size: int, lr: float, gamma: float, ema_decay: float,
     widths: tuple[int, ...], norm_groups: int, pyramid: bool = True,
 ) -> TrainConfig:  # fmt: skip
-    """The paper's settings and its kind of U-Net (NCSN++ with the latent of DDGAN) on this backbone.
+    """The paper's settings, and a U-Net like the paper's (NCSN++ with the latent of DDGAN).
 
     Args:
-        images: the size of the data set, of which a fifth is held out. An epoch is as many whole batches of
-            four processes as the rest holds; with other data or processes give the steps yourself.
-        norm_groups: at least four channels a group.
+        images: Size of the data set. A fifth is held out. An epoch is the number of whole batches of four processes in
+            the rest; set `steps` yourself for other data or another number of processes.
+        norm_groups: Must leave at least four channels per group.
     """
-    # The coarsest level has two blocks on the way down, two on the way up, and two between.
+    # Of the six middle blocks, two count as the coarsest level's way down and two as its way up.
     network = ModelConfig(data_shape=(3, size, size), latent_dim=100, widths=widths, embed_dim=256, patch_size=1,
                           blocks_per_level=2, middle_blocks=6, norm_groups=norm_groups, attention=(16,),
                           resample="fir", pyramid=pyramid, mapping_depth=4)  # fmt: skip
@@ -104,13 +108,13 @@ def _paper(
 
 
 def images(form: Contract) -> TrainConfig:
-    """Anybody's images, grey or colour, 16 to 128 pixels a side: 8,000 steps are an hour or a few of two cores.
+    """The user's own images, grey or colour, 16 to 128 pixels per side; a few hours on two cores.
 
-    The first convolution works on 2x2 pixels, on 4x4 above 64, and from there each level halves the side until
-    it is at most 8: the network of `fashion_mnist` for its size, and a level more for twice the side.
+    The first convolution folds 2x2 pixels (4x4 if a side is above 64). Each further level halves the sides until they
+    are at most 8. For 28x28 this is the network of `fashion_mnist`.
 
     Raises:
-        ConfigError: sides out of range, or that cannot be halved.
+        ConfigError: A side is out of range or is not a multiple of what the network needs.
     """
     largest, smallest = max(form.height, form.width), min(form.height, form.width)
     patch = 2 if largest <= 64 else 4
@@ -139,14 +143,17 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "celeba64": celeba64,
     "lsun_church128": lsun_church128,
 }
-IMAGES = "images"  # the one that needs to see the data first
+IMAGES = "images"  # its network depends on the data, so it is not in RECIPES
 
 
 def make_config(recipe: str, form: Contract | None = None) -> TrainConfig:
-    """The named recipe; `form` is the size and channels of the data, for the recipe `images` alone.
+    """Make the config of a recipe.
+
+    Args:
+        form: Size and channels of the data; for the recipe `images` only.
 
     Raises:
-        ConfigError: there is no such recipe, or `images` cannot take the form.
+        ConfigError: There is no such recipe, or `images` does not support this size.
     """
     if recipe == IMAGES:
         if form is None:

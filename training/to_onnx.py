@@ -1,4 +1,4 @@
-"""Networks -> ONNX graphs, and the gate that each computes what its network does."""
+"""Convert networks to ONNX graphs, and check that each graph computes the same as its network."""
 
 import json
 import logging
@@ -20,11 +20,11 @@ from ddaebm.model.nets.networks import EnergyNet, Generator
 from ddaebm.model.runtime import Session
 from ddaebm.model.sampling import Noise, draw_noise
 
-MAX_PARITY_ERROR = 1e-3
+MAX_PARITY_ERROR = 1e-3  # relative
 
 
 class Graph(NamedTuple):
-    """One ONNX file: what to trace, and the names of what goes in and out."""
+    """What one ONNX file is made from: a module, example inputs, and the names of inputs and outputs."""
 
     module: nn.Module
     example: tuple[Tensor, ...]
@@ -33,7 +33,7 @@ class Graph(NamedTuple):
 
 
 def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet, batch: int) -> dict[str, Graph]:
-    """The bundle's three graphs by file name, with random examples of `batch`."""
+    """Make the three graphs of a bundle by file name, with random example inputs of batch size `batch`."""
     noise = draw_noise(config, torch.arange(batch))
     channels, height, width = config.data_shape
     images = torch.randint(256, (batch, height, width, channels), dtype=torch.uint8)
@@ -47,22 +47,23 @@ def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet
 
 
 def to_onnx(graph: Graph, file: str, weights: bytes) -> bytes:
-    """Trace to ONNX with a free batch size.
+    """Trace a graph to ONNX with a dynamic batch size.
 
     Args:
-        weights: contents of the safetensors file called `file`. What of it the graph holds is left out of the graph,
-            which refers to the file instead.
+        file: Name of the weights file.
+        weights: Contents of the weights file, in safetensors format. Tensors that it contains are not stored in the
+            graph. The graph refers to the file instead.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecation warnings from inside the exporter
         program = torch.onnx.export(
             graph.module, graph.example, dynamo=True, verbose=False,
             input_names=list(graph.inputs), output_names=list(graph.outputs),
             dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in graph.example),
         )  # fmt: skip
     assert program is not None
-    for node in program.model.graph:  # traces of source files say nothing to who loads the graph
+    for node in program.model.graph:  # source locations are of no use to readers of the graph
         node.metadata_props.clear()
     program.model.graph.metadata_props.clear()
     model = program.model_proto
@@ -76,7 +77,7 @@ def to_onnx(graph: Graph, file: str, weights: bytes) -> bytes:
 
 
 def _places(weights: bytes) -> dict[bytes, tuple[int, int]]:
-    """Where each tensor of a safetensors file lies in it, by its bytes: (offset, length)."""
+    """Locate the tensors of a safetensors file: tensor bytes -> (offset, length) in the file."""
     begin = 8 + int.from_bytes(weights[:8], "little")  # the header's length, the header as JSON, then the tensors
     header: dict[str, Any] = json.loads(weights[8:begin])
     spans = (tuple(begin + offset for offset in tensor["data_offsets"]) for tensor in header.values())
@@ -85,9 +86,9 @@ def _places(weights: bytes) -> dict[bytes, tuple[int, int]]:
 
 @torch.no_grad()
 def parity(graph: Graph, session: Session) -> float:
-    """Largest relative error ‖onnx - torch‖/‖torch‖ over the outputs, on the graph's example.
+    """Largest relative error ‖onnx - torch‖/‖torch‖ over the outputs, for the example inputs of the graph.
 
-    A NaN on either side is infinite error.
+    A NaN in either output counts as an infinite error.
     """
     expected = graph.module(*graph.example)
     expected = expected if isinstance(expected, tuple) else (expected,)
@@ -100,11 +101,12 @@ def parity(graph: Graph, session: Session) -> float:
 
 
 def relative_error(actual: NDArray[np.float64], wanted: NDArray[np.float64]) -> float:
+    """‖actual - wanted‖/‖wanted‖."""
     return float(np.linalg.norm(actual - wanted)) / max(float(np.linalg.norm(wanted)), 1e-12)
 
 
 def require_parity(errors: Mapping[str, float]) -> None:
-    """Raises ParityError where a graph is further than `MAX_PARITY_ERROR` from its network."""
+    """Raise ParityError if the error of a graph is above `MAX_PARITY_ERROR`."""
     if bad := {name: error for name, error in errors.items() if not error <= MAX_PARITY_ERROR}:
         worst = ", ".join(f"{name} {error:.1e}" for name, error in bad.items())
         raise ParityError(f"not exported: relative error above {MAX_PARITY_ERROR:g} between ONNX and torch: {worst}")

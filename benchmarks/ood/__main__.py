@@ -24,6 +24,7 @@ from benchmarks.ood.figures import pictures, plot
 from benchmarks.ood.peers import MOST, look, network_detectors, pixel_detectors
 from benchmarks.ood.report import ORDINARY, STRANGE, compare, discoveries, false_alarms, markdown
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
+from benchmarks.pages import write_section
 from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.files import write_file
 from ddaebm.model.images.readers import read_images
@@ -65,16 +66,11 @@ def measure(runtime: OnnxEngine, parts: Splits, whole: Images, named: dict[str, 
     }
 
 
-def write_section(doc: Path, name: str, section: str, figures: Mapping[str, Path | None]) -> None:
-    """Put `figures`, by what they show, and `section` between the bundle's two marks in `doc`."""
+def write_tables(doc: Path, name: str, section: str, figures: Mapping[str, Path | None]) -> None:
+    """Put `figures`, by their captions, and `section` between the bundle's two marks in `doc`."""
     shown = [f"![{text}]({os.path.relpath(file, doc.parent)})\n\n" for text, file in figures.items() if file]
-    section = "".join(shown) + section
     begin, end = (f"<!-- ood:{name}:{mark} -->" for mark in ("begin", "end"))
-    before, found, rest = doc.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{doc} has no {begin} and {end} to write between")
-    write_file(doc, f"{before}{begin}\n{section}\n{end}{after}".encode())
+    write_section(doc, begin, end, "".join(shown) + section)
 
 
 def main() -> None:
@@ -111,7 +107,7 @@ def main() -> None:
         write_file(args.plot, plot(result))
     if args.doc:
         figures = {"ordinary images, then a row of each set": args.pictures, "AUROC of each set": args.plot}
-        write_section(args.doc, result["name"], section, figures)
+        write_tables(args.doc, result["name"], section, figures)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def promises_table(result: Mapping[str, Any]) -> str:
         band = f"the 99 % beta-binomial band is {row['low']:.2%} to {row['high']:.2%}"
         lines.append(f"| false alarms at alpha = {row['alpha']} | {row['observed']:.2%}; {band} |")
     for name, row in result["discoveries"].items():
-        what = f"{row['false_discoveries']:.1%} of what is flagged is ordinary; {row['found']:.0%} of {name} is found"
+        what = f"false discovery rate {row['false_discoveries']:.1%}; {row['found']:.0%} of {name} is found"
         lines.append(f"| `fdr={row['fdr']}`, 1,000 batches of 90 ordinary images and 10 of {name} | {what} |")
     return "\n".join(lines)
 

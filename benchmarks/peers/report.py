@@ -130,15 +130,6 @@ def tables(found: Found, machine: str) -> str:
     return "\n".join(lines)
 
 
-def write_section(doc: Path, section: str) -> None:
-    """Replace what stands between the marks in `doc`."""
-    before, begin, rest = doc.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"serving: {doc} has no {BEGIN} and {END} to write between")
-    doc.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}")
-
-
 def plot(found: Found, path: Path) -> None:
     """Throughput of each case beside the ceiling, tail latency over arrivals, CPU time of an image."""
     import matplotlib

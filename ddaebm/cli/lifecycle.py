@@ -29,47 +29,22 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
 ) -> None:
-    """Train a recipe. Interrupted at any moment, --resume goes on as if it had not been."""
-    from ddaebm.model.bundle import find_bundle, load_bundle
-    from ddaebm.model.images.readers import find_contract
-    from ddaebm.training import checkpoint
-    from ddaebm.training.data import describe, load_data, split
-    from ddaebm.training.recipes import IMAGES, make_config
-    from ddaebm.training.start import ENCODER_STEPS, begin
+    """Train a recipe. If it is interrupted, the same command with --resume continues without loss."""
+    from ddaebm.training.reproduce import UsageError
+    from ddaebm.training.run import prepare_run
     from ddaebm.training.trainer import train as run
 
     overrides = dict(assignment(text) for text in assignments or [])
     overrides |= {k: str(v) for k, v in {"data": data, "steps": steps, "seed": seed}.items() if v is not None}
-    has_run = bool(checkpoint.list_checkpoints(out))
-    if has_run and not resume:
-        raise typer.BadParameter(f"{out} already holds a run; add --resume to go on with it, or give another --out")
-    if recipe != IMAGES and (size or channels):
-        raise typer.BadParameter(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
-    if channels not in (None, 1, 3):
-        raise typer.BadParameter(f"--channels is 1 (grey) or 3 (colour), not {channels}")
-    form = None
-    if recipe == IMAGES and not has_run:
-        if not data:
-            raise typer.BadParameter(f"the recipe {IMAGES} needs --data PATH")
-        form = find_contract(data, parse_size(size), channels)
-    start_bundle = load_bundle(find_bundle(start)) if start and not has_run else None
-    if start_bundle:
-        overrides = {"start": start_bundle.digest, "encoder_steps": str(ENCODER_STEPS), **overrides}
-    config = (checkpoint.read_config(out) if has_run else make_config(recipe, form)).override(overrides)
-    if config.recipe != recipe:
-        raise typer.BadParameter(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
-    parts = split(load_data(config.data, config.network))
-    print(describe(config, parts), file=sys.stderr)
-    if start_bundle:
-        begin(out, start_bundle, config, parts)
-    if resume:
-        print(
-            f"{out}: {'going on with the run in it' if has_run else 'no run in it yet, beginning at step 0'}",
-            file=sys.stderr,
-        )
-    state = run(config, parts.train, out, device)
-    if state.step < config.steps:
-        print(f"{out}: stopped at step {state.step} of {config.steps}; the same command with --resume goes on")
+    try:
+        prepared = prepare_run(recipe, out, overrides, parse_size(size), channels, start, resume)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    for message in prepared.messages:
+        print(message, file=sys.stderr)
+    state = run(prepared.config, prepared.train, out, device)
+    if state.step < prepared.config.steps:
+        print(f"{out}: stopped at step {state.step} of {prepared.config.steps}; the same command with --resume goes on")
         raise typer.Exit(130)
     print(f"{out}: step {state.step}; next: ddaebm export {out} --out BUNDLE")
 

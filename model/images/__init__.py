@@ -1,1 +1,1 @@
-"""Files and folders of images <-> uint8 arrays. Training, calibration and scoring share this one code path."""
+"""Convert between image files and uint8 arrays. Training, calibration and scoring share this code."""

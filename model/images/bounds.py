@@ -1,6 +1,7 @@
-"""Bounds on image files that are made to be slow: millions of parts that Pillow goes through one by one, in Python.
+"""Limits against image files that are crafted to be slow to decode.
 
-No limit on bytes or pixels finds them: a TIFF of 2 MiB took 20 s, and no deadline can stop a decoder.
+Such a file has millions of tiny parts, which Pillow processes one by one in Python. Limits on bytes or pixels do not
+catch it: a TIFF of 2 MiB took 20 s. A timeout does not help either, because a running decoder cannot be stopped.
 """
 
 import io
@@ -10,23 +11,23 @@ from PIL.TiffImagePlugin import PREFIXES
 
 from ddaebm.model.errors import ImageFormatError
 
-MAX_READS = 200_000  # of one file: a chunk, marker, sub-block or run of a BMP takes one to three, of 1 to 4 µs each
+MAX_READS = 200_000  # per file; a chunk, marker, sub-block or BMP run takes one to three reads of 1 to 4 µs
 MAX_TIFF_TAGS = 1000
-MAX_STRIPS = 16_384  # one a row of the tallest image
-MAX_RATIONALS = 64  # of one tag: no tag has over a dozen
-MAX_EXIF_BYTES = 2**18  # as binary or written out; a segment of a JPEG holds 2^16
-# Of a JPEG. Pillow adds EXIF segments up one by one, in quadratic time, and goes through Photoshop's resources.
+MAX_STRIPS = 16_384  # one for each row of the tallest image
+MAX_RATIONALS = 64  # per tag; real tags have at most a dozen
+MAX_EXIF_BYTES = 2**18  # binary or as hexadecimal text; one JPEG segment holds 2^16
+# Limits for a JPEG. Pillow concatenates EXIF segments in quadratic time, and parses each Photoshop resource.
 MAX_JPEG_PARTS = {b"Exif\0\0": 16, b"8BIM": 2000}
 
 _STRIP_TAGS = {273, 279, 324, 325}  # offsets and sizes of strips and tiles
-_RATIONALS = {5, 10}  # types, unsigned and signed
+_RATIONALS = {5, 10}  # field types: unsigned and signed
 
 
 class CountedReads(io.BytesIO):
-    """A file's bytes, which may be read in so many pieces and no more.
+    """The bytes of a file, with a limit of `MAX_READS` on the number of reads.
 
     Raises:
-        ImageFormatError: in `read`.
+        ImageFormatError: By `read`, beyond the limit.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -36,29 +37,31 @@ class CountedReads(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise ImageFormatError(f"the file is in more than {MAX_READS} pieces; save it anew, as a PNG for example")
+            raise ImageFormatError(f"the file has more than {MAX_READS} parts; save it again, for example as PNG")
         return super().read(size)
 
 
 def check_parts(data: bytes) -> None:
-    """Look at a file before Pillow opens it, where it would be slow before it has read so many pieces.
+    """Check a file before Pillow opens it, for slow files that `CountedReads` does not catch.
 
     Raises:
-        ImageFormatError: as `check_tiff`, or a JPEG over `MAX_JPEG_PARTS`.
-        struct.error: as `check_tiff`.
+        ImageFormatError: As `check_tiff`, or a JPEG exceeds `MAX_JPEG_PARTS`.
+        struct.error: As `check_tiff`.
     """
     if data.startswith(tuple(PREFIXES)):
         check_tiff(data)
     if data.startswith(b"\xff\xd8") and any(data.count(part) > most for part, most in MAX_JPEG_PARTS.items()):
-        raise ImageFormatError("the JPEG has more EXIF segments or Photoshop resources than any program writes")
+        raise ImageFormatError(
+            "the JPEG has too many EXIF segments or Photoshop resources; save it again without metadata"
+        )
 
 
 def check_tiff(data: bytes) -> None:
-    """Look at the first directory of a TIFF, which Pillow unfolds when it opens one.
+    """Check the first directory of a TIFF, which Pillow parses when it opens the file.
 
     Raises:
-        ImageFormatError: more tags, strips or rational numbers than an image has.
-        struct.error: the directory is cut off.
+        ImageFormatError: There are more tags, strips or rational numbers than a real image has.
+        struct.error: The directory is truncated.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2] == 43  # BigTIFF

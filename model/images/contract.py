@@ -1,4 +1,4 @@
-"""The form that a model takes images in."""
+"""The image contract: the form in which a model takes images."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,16 @@ FILTERS = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BIL
 
 @dataclass(frozen=True)
 class Contract:
-    """What every image is brought to: (height, width, channels), and how it is resized."""
+    """Image shape (height, width, channels) and resize filter. Every image is converted to it.
+
+    Raises:
+        ConfigError: The number of channels or the filter is not supported.
+    """
 
     height: int
     width: int
-    channels: int  # 1 grey, 3 RGB
-    resize_filter: str = "bicubic"  # antialiased when shrinking
+    channels: int  # 1: grey, 3: RGB
+    resize_filter: str = "bicubic"  # with antialiasing when an image is reduced
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -27,4 +31,5 @@ class Contract:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
         return self.height, self.width, self.channels

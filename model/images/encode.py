@@ -1,4 +1,4 @@
-"""uint8 arrays -> PNG, one image or a grid, with a heatmap over it."""
+"""Encode uint8 arrays as PNG, arrange images in a grid, and draw a heatmap over an image."""
 
 import io
 import math
@@ -7,19 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Black-body colours from nothing to hot, evenly spaced.
+# Black-body colours from cold to hot, evenly spaced.
 _COLOURS = np.array([(0, 0, 0), (120, 0, 20), (230, 60, 0), (255, 180, 0), (255, 255, 200)], dtype=np.float64)
 
 
 def encode_png(pixels: NDArray[np.uint8]) -> bytes:
-    """uint8 (H, W, C) -> PNG bytes."""
+    """Encode uint8 (H, W, C) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 2) -> NDArray[np.uint8]:
-    """uint8 (B, H, W, C) -> one image of rows and columns, white gaps, empty places black."""
+    """Arrange images (B, H, W, C) in one image of rows and columns, with white gaps and black empty cells."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = -(-count // columns)
@@ -33,9 +33,11 @@ def make_grid(images: NDArray[np.uint8], columns: int | None = None, gap: int = 
 def overlay(
     pixels: NDArray[np.uint8], heat: NDArray[np.float64], start: float = 1.0, full: float = 4.0
 ) -> NDArray[np.uint8]:
-    """The image (H, W, C) in dim grey under its heat: uint8 RGB (H, W, 3).
+    """Draw heat (H, W) over an image (H, W, C) in dimmed grey; returns uint8 RGB (H, W, 3).
 
-    Heat has no colour up to `start`, which ordinary images seldom pass, and the hottest from `full` on.
+    Args:
+        start: Largest heat without a colour; ordinary images rarely exceed it.
+        full: Smallest heat with the hottest colour.
     """
     grey = pixels.mean(2, keepdims=True)
     strength = np.clip((heat - start) / (full - start), 0, 1)[..., None]  # (H, W, 1)

@@ -1,7 +1,7 @@
-"""What images come in: one function a format, each a stream of entries in constant memory.
+"""Readers for each input format. Each yields entries one by one, in constant memory.
 
-An image that cannot be read is an entry that says so; a file that cannot be gone through raises `DataError` or one
-of `BROKEN`, and `model.images.readers.entries` adds its name.
+An image that cannot be read becomes an entry with an error. A file that cannot be read at all raises `DataError` or one
+of `BROKEN`, to which `model.images.readers.entries` adds the file's name.
 """
 
 import gzip
@@ -25,17 +25,16 @@ from ddaebm.model.errors import DataError, ImageError, ImageFormatError, ImageTo
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Pixels: TypeAlias = NDArray[np.uint8]  # (H, W, C), C 1 or 3
+PixelArray: TypeAlias = NDArray[np.uint8]  # (H, W, C); C is 1 or 3
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MAX_FILE_BYTES = 256 * 2**20  # of one image file: an archive's member may claim anything
-# What a broken file makes the libraries raise: NotImplementedError is zipfile's for a compression that it lacks, and
-# RuntimeError for a member under a password.
+MAX_FILE_BYTES = 256 * 2**20  # per image file; a member of an archive can be arbitrarily large
+# Exceptions that the libraries raise for damaged files. zipfile raises NotImplementedError for an unsupported
+# compression, and RuntimeError for an encrypted member.
 BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, zstandard.ZstdError,
            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 
-
-# What numpy.save writes. numpy's own reader evaluates the header as Python, which a hostile one turns against it.
+# The header that numpy.save writes. NumPy's own reader parses it as Python code, which a malicious file can exploit.
 _NPY_HEADER = re.compile(
     r"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,15}, ?)*(?:\d{1,15})?)\),? ?\}\s*"
 )
@@ -43,18 +42,20 @@ _MAX_NPY_HEADER = 1024
 
 
 class Entry(NamedTuple):
+    """One image of an input, not yet decoded."""
+
     name: str
-    content: "bytes | Pixels | Image | ImageError"  # an image file, pixels, a PIL image, or why there is none of them
+    content: "bytes | PixelArray | Image | ImageError"  # an image file, pixels, a PIL image, or why it is unreadable
 
 
 def is_image_name(name: str) -> bool:
-    """By its suffix; hidden files (and macOS' `._` twins in archives) are none."""
+    """Whether the suffix is that of an image. Hidden files, also macOS' `._` files in archives, are no images."""
     path = Path(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def folder_entries(folder: Path) -> Iterator[Entry]:
-    """Image files of any depth, each folder's own files first, in the order of their names."""
+    """The image files in a folder and its subfolders, sorted by name; the files of a folder precede its subfolders."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(filter(is_image_name, files)):
@@ -62,17 +63,21 @@ def folder_entries(folder: Path) -> Iterator[Entry]:
 
 
 def file_entry(file: Path) -> Entry:
+    """Read one image file."""
     try:
         with file.open("rb") as handle:
             return Entry(str(file), _read_whole(handle))
     except ImageError as error:
         return Entry(str(file), error)
     except OSError as error:
-        return Entry(str(file), ImageFormatError(f"cannot be read ({error.strerror or error})"))
+        return Entry(
+            str(file),
+            ImageFormatError(f"cannot be read ({error.strerror or error}); check the file and its permissions"),
+        )
 
 
 def zip_entries(file: Path) -> Iterator[Entry]:
-    """Image files of a .zip, in its order; a broken or encrypted member is an entry's error."""
+    """The image files of a .zip, in its order. A damaged or encrypted member becomes an entry with an error."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.is_dir() or not is_image_name(member.filename):
@@ -88,14 +93,14 @@ def zip_entries(file: Path) -> Iterator[Entry]:
 
 
 def tar_entries(file: Path) -> Iterator[Entry]:
-    """Image files of a .tar, plain or under gzip, bzip2, xz or zstd, in its order."""
+    """The image files of a .tar, in its order; it may be compressed with gzip, bzip2, xz or zstd."""
     with file.open("rb") as raw, _unzstd(raw, file.name) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # or it would keep every header it has seen
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps every header in memory
             if not member.isfile() or not is_image_name(member.name):
                 continue
             handle = archive.extractfile(member)
-            assert handle is not None  # isfile
+            assert handle is not None  # because member.isfile()
             try:
                 content: bytes | ImageError = _read_whole(handle)
             except ImageError as error:
@@ -113,30 +118,34 @@ def _unzstd(raw: IO[bytes], name: str) -> IO[bytes]:
 def _read_whole(handle: IO[bytes]) -> bytes:
     data = handle.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise ImageTooLargeError(f"the file is over {MAX_FILE_BYTES >> 20} MiB")
+        raise ImageTooLargeError(f"the file is over {MAX_FILE_BYTES >> 20} MiB; use a smaller one")
     return data
 
 
 def npy_entries(file: Path) -> Iterator[Entry]:
+    """The images of an .npy."""
     with file.open("rb") as handle:
         yield from _named(file, npy_images(handle))
 
 
 def npz_entries(file: Path) -> Iterator[Entry]:
+    """The images of an .npz with a single array."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if len(names) != 1:
             arrays = ", ".join(name.removesuffix(".npy") for name in names)
-            raise DataError(f"holds {len(names)} arrays ({arrays}); keep one")
+            raise DataError(f"holds {len(names)} arrays ({arrays}); keep only the images")
         with archive.open(names[0]) as handle:
             yield from _named(file, npy_images(handle))
 
 
 def npy_shape(handle: IO[bytes]) -> tuple[int, int, int, int]:
-    """(n, h, w, c) by the header of an .npy stream, which is left at its first pixel; nothing is allocated.
+    """Read the header of an .npy stream, and return the shape (n, h, w, c) of its images.
+
+    The stream is left at the first pixel. No memory is allocated for the pixels.
 
     Raises:
-        DataError: no .npy of uint8 images; pickled objects are never loaded.
+        DataError: The stream is not an .npy of uint8 images. Pickled objects are refused.
     """
     head = handle.read(8)
     width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4, b"\x93NUMPY\x03\x00": 4}.get(head, 0)
@@ -152,48 +161,52 @@ def npy_shape(handle: IO[bytes]) -> tuple[int, int, int, int]:
     shape = tuple(map(int, re.findall(r"\d+", dimensions)))
     n, h, w, c = (*shape, 1) if len(shape) == 3 else shape if len(shape) == 4 else (0, 0, 0, 0)
     if c not in (1, 3) or 0 in (n, h, w):
-        raise DataError(f"shape {shape}; need (n, h, w) or (n, h, w, 1 or 3)")
+        raise DataError(f"shape {shape}; images must have shape (n, h, w) or (n, h, w, 1 or 3)")
     return n, h, w, c
 
 
-def npy_images(handle: IO[bytes]) -> Iterator[Pixels]:
-    """The images of an .npy stream, one at a time. Raises as `npy_shape`, or DataError when it is cut short."""
+def npy_images(handle: IO[bytes]) -> Iterator[PixelArray]:
+    """The images of an .npy stream, one at a time.
+
+    Raises:
+        DataError: As `npy_shape`, or the stream is truncated.
+    """
     count, *shape = npy_shape(handle)
     return _pixel_rows(handle, count, tuple(shape))
 
 
 def idx_entries(file: Path) -> Iterator[Entry]:
-    """IDX, the format of MNIST: magic 0x00000803, three big-endian sizes, then bytes."""
+    """The images of an IDX file, the format of MNIST: magic 0x00000803, three big-endian sizes, then the pixels."""
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
         magic, count, height, width = struct.unpack(">4I", handle.read(16))
         if magic != 0x803 or 0 in (count, height, width):
             raise DataError("not an IDX file of images")
         yield from _named(file, _pixel_rows(handle, count, (height, width, 1)))
         if handle.read(1):
-            raise DataError("longer than its header says")
+            raise DataError("the file is longer than its header states; copy it again")
 
 
-def _pixel_rows(handle: IO[bytes] | gzip.GzipFile, count: int, shape: tuple[int, ...]) -> Iterator[Pixels]:
+def _pixel_rows(handle: IO[bytes] | gzip.GzipFile, count: int, shape: tuple[int, ...]) -> Iterator[PixelArray]:
     size = math.prod(shape)
     if size > MAX_FILE_BYTES:
-        raise DataError(f"images of {shape} are over {MAX_FILE_BYTES >> 20} MiB each")
+        raise DataError(f"images of shape {shape} are over {MAX_FILE_BYTES >> 20} MiB each; use smaller ones")
     for i in range(count):
         row = handle.read(size)
         if len(row) != size:
-            raise DataError(f"truncated: {i} of {count} images are there")
+            raise DataError(f"truncated: it holds {i} of {count} images; copy it again")
         yield np.frombuffer(row, np.uint8).reshape(shape)
 
 
-def _named(file: Path, images: Iterator[Pixels]) -> Iterator[Entry]:
+def _named(file: Path, images: Iterator[PixelArray]) -> Iterator[Entry]:
     for i, pixels in enumerate(images):
         yield Entry(f"{file}[{i}]", pixels)
 
 
 def hub_entries(name: str) -> Iterator[Entry]:
-    """`NAME[:split]` of the `datasets` library: the hub's name of a data set, or a local folder; streamed.
+    """Stream the images of `NAME[:split]` with the `datasets` library; NAME is on the Hugging Face hub, or a folder.
 
     Raises:
-        DataError: the library is not installed, it cannot load NAME, or there is no column of images.
+        DataError: The library is not installed, it cannot load NAME, or NAME does not have exactly one image column.
     """
     try:
         import datasets
@@ -202,20 +215,20 @@ def hub_entries(name: str) -> Iterator[Entry]:
     source, colon, split = name.rpartition(":")
     source, split = (source, split) if colon and "/" not in split else (name, "train")
     if not source or (source.startswith((".", "/")) and not Path(source).exists()):
-        raise DataError("no such data set; it is hf:NAME[:split], NAME on the hub or a folder like ./photos")
+        raise DataError("no such data set; give hf:NAME[:split] with a NAME on the hub, or a folder like hf:./photos")
     try:
         loaded: Any = datasets.load_dataset(source, split=split, streaming=True)
         columns = [key for key, kind in (loaded.features or {}).items() if isinstance(kind, datasets.Image)]
         if len(columns) != 1:
-            raise DataError(f"has {len(columns)} columns of images ({', '.join(columns)}); need one")
+            raise DataError(f"has {len(columns)} columns of images ({', '.join(columns)}); it must have one")
         rows = iter(loaded.cast_column(columns[0], datasets.Image(decode=False)))
         for i, row in enumerate(rows):
             image = row[columns[0]]
-            if image["bytes"] is None:  # a data set on this disk
+            if image["bytes"] is None:  # a data set on the local disk
                 yield file_entry(Path(image["path"]))
             else:
                 yield Entry(f"hf:{name}[{i}]", image["bytes"])
     except DataError:
         raise
-    except Exception as error:  # the library raises whatever its many loaders raise
+    except Exception as error:  # the library's loaders raise many types
         raise DataError(str(error)) from error

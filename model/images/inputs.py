@@ -1,4 +1,4 @@
-"""What a Python user passes as images -> entries: arrays, PIL images, file contents, PATHs, and lists of these."""
+"""Convert the arguments of the Python API: images of any accepted type to entries, and seeds to an array."""
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from os import PathLike, fspath
@@ -23,19 +23,19 @@ _TO_BYTE = {
 
 
 def entries_of(images: Images) -> Iterator[Entry]:
-    """One entry an image, in order. An image is decoded later, one batch at a time.
+    """Yield one entry per image, in order. Images are decoded later, batch by batch.
 
     Args:
-        images: one of, or an iterable of:
-            uint8 array (H, W) or (H, W, C), or for a whole batch (N, H, W) or (N, H, W, C), C 1 or 3. Three axes are
-            one image where the last has length 1 or 3, else N grey images;
-            PIL image;
-            bytes of an image file;
-            PATH, as a str or Path: an image file, or a folder, archive or array file with any number of images.
+        images: One of the following, or an iterable of them.
+            A uint8 array: one image (H, W) or (H, W, C), or a batch (N, H, W) or (N, H, W, C); C is 1 or 3. An array
+            with three axes is one image if its last axis has length 1 or 3, otherwise N grey images.
+            A PIL image.
+            The bytes of an image file.
+            A PATH, as str or Path: an image file, or a folder, archive or array file with any number of images.
 
     Raises:
-        InputError: another type, dtype or shape, or no image at all.
-        DataError: a PATH that cannot be read.
+        InputError: The type, dtype or shape is not accepted, or there is no image.
+        DataError: A PATH cannot be read.
     """
     count = 0
     if is_array(images):
@@ -76,19 +76,19 @@ def _entries_of_one(item: Any, index: int) -> Iterator[Entry]:
 
 
 def is_array(value: Any) -> bool:
-    """A NumPy array, or a tensor that converts to one; PIL images convert too but are handled as images."""
+    """Whether `value` is an array or a tensor that converts to one. PIL images do not count, although they convert."""
     return hasattr(value, "__array__") and not isinstance(value, Image.Image)
 
 
 def as_batch(images: Any) -> NDArray[np.uint8]:
-    """A uint8 array of one image or several -> (N, H, W, C), C 1 or 3; no copy of the pixels.
+    """View a uint8 array of one or several images as (N, H, W, C), C 1 or 3. The pixels are not copied.
 
     Raises:
-        InputError: another dtype, number of axes or number of channels, or nothing in it.
+        InputError: The dtype, number of axes or number of channels is not accepted, or the array is empty.
     """
     try:
         array = np.asarray(images)
-    except Exception as error:  # tensors of other libraries: on a GPU, or with gradients
+    except Exception as error:  # raised by other libraries for tensors on a GPU or with gradients
         raise InputError(f"cannot convert a {_name(images)} to a NumPy array: {error}") from error
     if array.dtype != np.uint8:
         how = _TO_BYTE.get(array.dtype.kind, "convert with x.astype('uint8')")
@@ -97,7 +97,7 @@ def as_batch(images: Any) -> NDArray[np.uint8]:
     if array.ndim == 2:
         array = array[None, ..., None]  # (H, W) -> (1, H, W, 1)
     elif array.ndim == 3:
-        array = array[None] if shape[-1] in (1, 3) else array[..., None]  # one image, or N grey ones
+        array = array[None] if shape[-1] in (1, 3) else array[..., None]  # one image, or N grey images
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
         hint = "(N, H, W), (N, H, W, 1) or (N, H, W, 3); one image is (H, W), (H, W, 1) or (H, W, 3)"
         if array.ndim == 4 and array.shape[1] in (1, 3):
@@ -111,10 +111,10 @@ def as_batch(images: Any) -> NDArray[np.uint8]:
 
 
 def as_seeds(seeds: Any) -> NDArray[np.int64]:
-    """Whole numbers in 0..2^53-1 -> int64 (N,).
+    """Convert whole numbers in 0..2^53-1 to int64 (N,).
 
     Raises:
-        InputError: another type, shape or range, or none at all.
+        InputError: The type, shape or range is not accepted, or there are no seeds.
     """
     try:
         array = np.asarray(list(seeds) if not is_array(seeds) else seeds)

@@ -1,7 +1,7 @@
-"""A PATH -> images: one code path for training, calibration and the command line.
+"""Read the images of a PATH. Training, calibration and the command line share this code.
 
-A PATH is a folder of images (any depth), one image, a .zip or .tar[.gz|.bz2|.xz|.zst] of images, `.npy`/`.npz` of
-uint8, an IDX file (`*-images-idx3-ubyte[.gz]`) or the folder that holds one, or `hf:NAME[:split]`.
+A PATH is a folder of images (with subfolders), an image, a .zip or .tar[.gz|.bz2|.xz|.zst] of images, an `.npy` or
+`.npz` of uint8, an IDX file (`*-images-idx3-ubyte[.gz]`) or a folder that holds one, or `hf:NAME[:split]`.
 """
 
 import logging
@@ -24,14 +24,14 @@ logger = logging.getLogger("ddaebm.readers")
 
 _IDX = "idx3-ubyte"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-_SHOWN = 3  # names in an error
+_SHOWN = 3  # names that an error message lists
 
 
 def entries(path: str | Path) -> Iterator[Entry]:
-    """The images of a PATH one by one, in constant memory, in a fixed order.
+    """Yield the images of a PATH one by one, in constant memory and a fixed order.
 
     Raises:
-        DataError: nothing there, not a format above, or broken off; the message names the file.
+        DataError: The PATH does not exist, has an unknown format, is truncated or has no images.
     """
     count = 0
     try:
@@ -41,11 +41,11 @@ def entries(path: str | Path) -> Iterator[Entry]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except formats.BROKEN as error:
-        reason = "not a zip, or cut off" if isinstance(error, BadZipFile) else error or type(error).__name__
+        reason = "not a zip, or truncated" if isinstance(error, BadZipFile) else error or type(error).__name__
         raise DataError(f"{path}: cannot be read after {count} images ({reason}); copy it again") from error
     if not count:
         known = ", ".join(sorted(formats.IMAGE_SUFFIXES))
-        raise DataError(f"{path}: no images in it; files ending in {known} are taken")
+        raise DataError(f"{path}: no images found; give files ending in {known}")
 
 
 def _open(path: str | Path) -> Iterator[Entry]:
@@ -75,7 +75,10 @@ def _open(path: str | Path) -> Iterator[Entry]:
 
 
 def find_idx(path: Path) -> Path | None:
-    """The IDX file of images that `path` is or, a folder, holds; the training images where there are several."""
+    """Find an IDX file of images: `path` itself, or a file in the folder `path`.
+
+    If a folder holds several, the training images are chosen.
+    """
     if path.is_dir():
         found = sorted(path.glob(f"train-images-{_IDX}*")) or sorted(path.glob(f"*-images-{_IDX}*"))
         return found[0] if found else None
@@ -83,7 +86,7 @@ def find_idx(path: Path) -> Path | None:
 
 
 def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An entry as an image whose size is known and whose pixels are not yet decoded. Raises ImageError."""
+    """Open an entry as a PIL image and check its size; pixels of files are not decoded yet. Raises ImageError."""
     content = entry.content
     if isinstance(content, ImageError):
         raise content
@@ -96,17 +99,17 @@ def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def decode_entry(entry: Entry, contract: Contract) -> Decoded:
-    """An entry's pixels under the contract. Raises ImageError."""
+    """Decode an entry to the form of the contract. Raises ImageError."""
     return convert(open_entry(entry), contract)
 
 
 def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
-    """All images of `path`, brought to the contract: uint8 (N, H, W, C).
+    """Read all images of `path` in the form of the contract: uint8 (N, H, W, C).
 
     Raises:
-        DataError: as `entries`, or files that cannot be used: one message with their number and the first names.
+        DataError: As `entries`, or some images cannot be read. The message states their number and the first names.
     """
-    pixels = bytearray()  # grows in place: a list and its stack would be there twice
+    pixels = bytearray()  # grows in place; a list and np.stack would need twice the memory
     faults: list[str] = []
     count = resized = 0
     for entry in entries(path):
@@ -126,14 +129,14 @@ def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
 
 
 def find_contract(path: str | Path, size: tuple[int, int] | None = None, channels: int | None = None) -> Contract:
-    """The form that all images of `path` share, read off their headers; what is given need not be shared.
+    """Determine the contract of a data set from the headers of its images, which must all have the same form.
 
     Args:
-        size: (height, width) that images will be resized to.
-        channels: 1 or 3, to which they will be converted.
+        size: (height, width) to which images will be resized; if given, their sizes may differ.
+        channels: 1 or 3, to which images will be converted; if given, their channels may differ.
 
     Raises:
-        DataError: as `entries`; files that are no images; or images of several forms, with the number of each.
+        DataError: As `entries`; some images cannot be read; or their forms differ. The message counts each form.
     """
     forms: Counter[tuple[int, int, int]] = Counter()
     names: dict[tuple[int, int, int], list[str]] = {}
@@ -156,7 +159,7 @@ def find_contract(path: str | Path, size: tuple[int, int] | None = None, channel
 
 
 def _form(entry: Entry) -> tuple[int, int, int]:
-    """(height, width, channels) of an entry as it is."""
+    """(height, width, channels) of an entry before conversion."""
     if isinstance(entry.content, ImageError):
         raise entry.content
     if isinstance(entry.content, np.ndarray):
@@ -187,4 +190,4 @@ def _mixed(forms: Counter[tuple[int, int, int]], names: dict[tuple[int, int, int
 def _refuse(faults: list[str], count: int) -> None:
     if faults:
         shown = "; ".join(faults[:_SHOWN]) + ("; …" if len(faults) > _SHOWN else "")
-        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}; mend or remove them")
+        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}; repair or remove them")

@@ -1,4 +1,4 @@
-"""Layers of the networks for images, shared by all three."""
+"""Layers shared by the three image networks."""
 
 import itertools
 import math
@@ -12,9 +12,9 @@ from ddaebm.model.config import ModelConfig
 
 
 class StepEmbedding(nn.Module):
-    """Transition index k (B,) -> conditioning vector (B, embed_dim): sinusoids, then two layers.
+    """Transition index k (B,) -> conditioning vector (B, embed_dim), by sinusoids and a two-layer MLP.
 
-    The layers run on the few possible k, not on the batch.
+    The MLP runs on the T possible values of k instead of on the batch.
     """
 
     table: Tensor
@@ -31,7 +31,7 @@ class StepEmbedding(nn.Module):
 
 
 class LatentMapping(nn.Module):
-    """Latent z (B, latent_dim) -> conditioning vector; z is put on the sphere first (StyleGAN)."""
+    """Latent z (B, latent_dim) -> conditioning vector (B, dim), by an MLP; z is normalised first, as in StyleGAN."""
 
     def __init__(self, latent_dim: int, dim: int, depth: int = 3) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LatentMapping(nn.Module):
 
 
 class AdaptiveNorm(nn.Module):
-    """Group norm whose scale and shift come from the conditioning vector."""
+    """Group norm with scale and shift predicted from the conditioning vector."""
 
     def __init__(self, channels: int, groups: int, cond_dim: int) -> None:
         super().__init__()
@@ -54,10 +54,11 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         scale, shift = self.style(cond).chunk(2, 1)
-        if torch.onnx.is_in_onnx_export() or not h.is_contiguous():  # folding would undo channels_last
+        # The reshape below would copy a channels_last tensor.
+        if torch.onnx.is_in_onnx_export() or not h.is_contiguous():
             return torch.addcmul(shift[:, :, None, None], self.norm(h), (1 + scale)[:, :, None, None])
-        # The batch folded into the channels makes scale and shift the norm's own, and all three one
-        # operation: half the time of three.
+        # Fold the batch into the channels, so that scale and shift become the weight and bias of group_norm. One fused
+        # operation takes half the time of three.
         batch, channels, *size = h.shape
         folded = h.reshape(1, batch * channels, *size)
         groups, weight, bias = batch * self.norm.num_groups, (1 + scale).reshape(-1), shift.reshape(-1)
@@ -65,10 +66,11 @@ class AdaptiveNorm(nn.Module):
 
 
 class Halve(nn.Module):
-    """Half the side of (B, C, H, W): filtered by (1, 3, 3, 1) both ways, then every second value kept.
+    """Downsample (B, C, H, W) by 2: filter with (1, 3, 3, 1) along both axes and keep every second value.
 
-    Its counterpart, the same filter over every value with zeros between, is bilinear interpolation. Both
-    repeat the edges, so that a constant stays one (filter: Karras et al. 2020, StyleGAN2, from Zhang 2019).
+    The matching upsampling is bilinear interpolation. Edges are repeated, so that constant images stay constant.
+    The filter is that of StyleGAN2 (Karras et al. 2020), after Zhang 2019, *Making Convolutional Networks
+    Shift-Invariant Again*.
     """
 
     kernel: Tensor
@@ -85,9 +87,9 @@ class Halve(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a skip, halved in variance; starts as the skip alone, up to a bias.
+    """Residual block: (skip(x) + conv(conv(x)))/sqrt(2). The convolutional branch starts as a constant.
 
-    With `resample` both ways change size before they change channels (BigGAN).
+    `resample` changes the spatial size of both branches before the number of channels changes, as in BigGAN.
     """
 
     def __init__(
@@ -111,7 +113,10 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Each place of a feature map looks at all others, one head, beside a skip; starts as a `ResBlock` does."""
+    """Residual self-attention over the positions of a feature map (B, C, H, W), with one head.
+
+    Like `ResBlock` it starts as the skip connection plus a constant.
+    """
 
     def __init__(self, channels: int, groups: int, cond_dim: int) -> None:
         super().__init__()
@@ -122,8 +127,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         query, key, value = self.qkv(self.norm(x, cond)).flatten(2).chunk(3, 1)  # each (B, C, H·W)
-        # Plain products: the gradient penalty differentiates twice, which the fused kernels of
-        # F.scaled_dot_product_attention cannot; and 256 places are few.
+        # F.scaled_dot_product_attention is not used: the gradient penalty needs second derivatives, which its fused
+        # kernels do not support. With at most 256 positions plain matrix products are fast enough.
         weights = ((query / math.sqrt(query.shape[1])).transpose(1, 2) @ key).softmax(2)  # (B, H·W, H·W)
         h = (value @ weights.transpose(1, 2)).reshape(x.shape)
         out: Tensor = (x + self.out(h)) / math.sqrt(2)
@@ -131,7 +136,11 @@ class Attention(nn.Module):
 
 
 def make_level(config: ModelConfig, level: int, count: int, in_channels: int | None = None) -> nn.ModuleList:
-    """`count` residual blocks of the level's width, the first from `in_channels`, and the attention they are due."""
+    """Make the blocks of a U-Net level: `count` residual blocks, with attention after each if `config` asks for it.
+
+    Args:
+        in_channels: Input channels of the first block; the default is the width of the level.
+    """
     width, blocks = config.widths[level], nn.ModuleList()
     for i in range(count):
         before = in_channels if in_channels and i == 0 else width
@@ -142,10 +151,11 @@ def make_level(config: ModelConfig, level: int, count: int, in_channels: int | N
 
 
 class Trunk(nn.Module):
-    """The contracting half: pixels -> features at the coarsest level, and one skip a finer level.
+    """The contracting half of the U-Net.
 
-    With `config.pyramid` each coarser level adds the one before it, halved and convolved once, down from the
-    pixels themselves (the residual input pyramid of NCSN++: Song et al. 2021, from StyleGAN2).
+    Maps pixels (B, in_channels, H, W) and a conditioning vector to features at the coarsest level, and to one skip
+    connection for each finer level. With `config.pyramid` the downsampled input is added at each coarser level (the
+    residual input pyramid of NCSN++, Song et al. 2021, after StyleGAN2).
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, blocks_per_level: int, middle_blocks: int) -> None:
@@ -184,7 +194,7 @@ class Trunk(nn.Module):
 class UNet(nn.Module):
     """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and features (B, F).
 
-    The features are the coarsest level, averaged over space.
+    The features are the coarsest feature map averaged over its positions.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int) -> None:

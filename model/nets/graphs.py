@@ -1,4 +1,4 @@
-"""What a bundle computes, as torch modules: traced to ONNX by export, run as they are by the torch engine."""
+"""The graphs of a bundle as torch modules. Export traces them to ONNX; the torch engine runs them directly."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ddaebm.model.schedule import make_schedule
 
 
 class SamplerGraph(nn.Module):
-    """The whole reverse loop: noise -> uint8 images (B, H, W, C)."""
+    """The whole reverse process: the noise of `model.sampling.Noise` -> uint8 images (B, H, W, C)."""
 
     def __init__(self, generator: Generator, config: ModelConfig) -> None:
         super().__init__()
@@ -20,8 +20,8 @@ class SamplerGraph(nn.Module):
 
     def forward(self, x_T: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         def call(x_tp1: Tensor, z: Tensor, k: int) -> Tensor:
-            # One k for the batch, so that in ONNX its embedding folds into constants. Filled on the device: a
-            # CUDA graph cannot hold a copy from the host.
+            # k has length 1, not B, so that the ONNX exporter folds its embedding into constants. It is created on
+            # the device, because a CUDA graph cannot contain a copy from pageable host memory.
             x0_hat: Tensor = self.generator(x_tp1, z, torch.full((1,), k, device=x_tp1.device))
             return x0_hat
 
@@ -29,7 +29,10 @@ class SamplerGraph(nn.Module):
 
 
 class EnergyGraph(nn.Module):
-    """uint8 images (B, H, W, C) -> noiseless energies (B, T), energy map (B, T, H, W), features (B, T, F)."""
+    """uint8 images (B, H, W, C) -> energies (B, T), energy map (B, T, H, W), features (B, T, F).
+
+    The input of level k is sqrt(alpha_bar[k])·x_clean, state k without its noise.
+    """
 
     scales: Tensor
 
@@ -50,5 +53,5 @@ class EnergyGraph(nn.Module):
 
 
 def to_pixels(samples: Tensor) -> Tensor:
-    """float (B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C); the inverse of `to_unit`."""
+    """Convert float (B, C, H, W) in [-1, 1] to uint8 (B, H, W, C); the inverse of `to_unit`, with clipping."""
     return ((samples + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""The network for points, shared by all three."""
+"""The MLP that generator, energy network and encoder use for points."""
 
 import itertools
 from typing import cast
@@ -11,16 +11,18 @@ from ddaebm.model.config import ModelConfig
 
 
 class MLP(nn.Module):
-    """Points (B, in) and transition index k (B,) -> (B, out) and the last hidden layer (B, F).
+    """Points (B, in) and transition index k (B,) -> output (B, out) and last hidden layer (B, F).
 
-    A plain MLP learns coarse structure first and fine structure hardly at all (Rahaman et al. 2019,
-    *On the Spectral Bias of Neural Networks*). With `config.frequency` > 1 the first layer begins with
-    weights of random direction and of every scale up to it, and with `sines` it ends in a sine, the
-    later ones in a ReLU.
+    The transition shifts each hidden layer by a learned vector, from a table with one row per transition.
 
-    A table of one row a transition shifts each hidden layer: T is small and fixed. With `config.linear_skip` the
-    output has a linear map of the input as well, zero in the beginning, a map for each transition: of many dimensions
-    it is what a few hundred hidden units cannot be.
+    A plain MLP learns fine structure very slowly (Rahaman et al. 2019, *On the Spectral Bias of Neural Networks*).
+    With `config.frequency` > 0 the first layer starts with weights of random direction and of all scales up to it.
+
+    With `config.linear_skip` a linear map of the input is added to the output. There is one map per transition, and it
+    starts at zero. In many dimensions a few hundred hidden units cannot represent a linear map.
+
+    Args:
+        sines: Use a sine after the first layer and ReLUs after the others, in place of SiLUs.
     """
 
     def __init__(self, config: ModelConfig, in_dim: int, out_dim: int, sines: bool = False) -> None:
@@ -41,20 +43,24 @@ class MLP(nn.Module):
             _spread(cast(nn.Linear, self.layers[0]), config.frequency)
 
     def forward(self, x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, out) and last hidden layer (B, F)."""
         h = x
         for i, (layer, shift) in enumerate(zip(self.layers, self.shifts, strict=True)):
             activation = F.silu if not self.sines else F.relu if i else torch.sin
             h = activation(layer(h) + shift(k))
         out = self.head(h)
         if self.skip is not None:
-            every = self.skip(x).view(len(x), -1, out.shape[1])
+            every = self.skip(x).view(len(x), -1, out.shape[1])  # (B, T, out)
             out = out + every[torch.arange(len(x), device=k.device), k]
         return out, h
 
 
 @torch.no_grad()
 def _spread(layer: nn.Linear, frequency: float, reach: float = 2.0) -> None:
-    """Rows of random direction, length log-uniform in 1..frequency, zero somewhere in the cube [-reach, reach]^in."""
+    """Initialise the layer with rows of random direction and of log-uniform norm in [1, frequency].
+
+    The biases place the zero of each row at a random point of the cube [-reach, reach]^in.
+    """
     direction = F.normalize(torch.randn_like(layer.weight), dim=1)
     layer.weight.copy_(direction * frequency ** torch.rand(len(direction), 1))
     layer.bias.copy_(-(layer.weight * torch.empty_like(layer.weight).uniform_(-reach, reach)).sum(1))

@@ -1,5 +1,6 @@
-"""Generator, energy network and encoder: three thin heads on one backbone."""
+"""Generator, energy network and encoder: three heads on the same kind of backbone."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from ddaebm.model.nets.mlp import MLP
 
 
 class Generator(nn.Module):
-    """G(x_tp1, z, k) -> x0_hat, the implicit half of p_phi(x_t | x_tp1).
+    """G(x_tp1, z, k) -> x0_hat, which defines p_phi(x_t | x_tp1) through the posterior q(x_t | x_tp1, x0_hat).
 
-    Images: z is put on the sphere and conditions every block. Points: z is an input like x_tp1, since a
-    sphere would take one of its few dimensions away.
+    For images, z is normalised to the sphere and conditions every block. For points, z is concatenated with x_tp1,
+    because normalising would remove one of its few dimensions.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -30,6 +31,7 @@ class Generator(nn.Module):
             self.backbone = MLP(config, channels + config.latent_dim, channels, sines=config.frequency > 0)
 
     def forward(self, x_tp1: Tensor, z: Tensor, k: Tensor) -> Tensor:
+        """Predict x_clean, (B, *data_shape), from x_tp1 of that shape, z (B, latent_dim) and k (B,)."""
         x0_hat: Tensor
         if self.is_image:
             x0_hat, _ = self.backbone(x_tp1, self.embed(k) + self.mapping(z))
@@ -39,18 +41,18 @@ class Generator(nn.Module):
 
 
 class Levels(NamedTuple):
-    """What one forward pass of the energy network knows of B inputs."""
+    """Outputs of one forward pass of the energy network for B inputs."""
 
     energies: Tensor  # (B,)
-    energy_map: Tensor  # images: (B, H, W), each pixel's share of the energy; points: (B, 1)
+    energy_map: Tensor  # images: (B, H, W), the energy of each pixel; points: (B, 1)
     features: Tensor  # (B, F)
 
 
 class EnergyNet(nn.Module):
-    """E(x_t, k), one scalar an input, low on data; p_theta(x_t | x_tp1) ∝ exp(-E)·q(x_tp1 | x_t).
+    """E(x_t, k), one scalar per input, low on data; p_theta(x_t | x_tp1) ∝ exp(-E)·q(x_tp1 | x_t).
 
-    Images: E = ½‖x_t - h(x_t, k)‖², so that every pixel has a share. Points: the same times
-    `config.energy_curvature`, or a scalar output where that is 0.
+    For images, E = ½‖x_t - h(x_t, k)‖² summed over pixels, so that each pixel has its own energy. For points, E is this
+    times `config.energy_curvature`, or a scalar output of the network if the curvature is 0.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -63,27 +65,23 @@ class EnergyNet(nn.Module):
             self.embed = StepEmbedding(config.num_steps, config.embed_dim)
             self.backbone = UNet(config, channels, channels * (1 + config.energy_denoises))
         else:
-            seen = channels * (1 + config.energy_sees_next)
-            self.backbone = MLP(config, seen, channels if self.curvature else 1)
+            self.backbone = MLP(config, channels, channels if self.curvature else 1)
 
     def levels(self, x_t: Tensor, k: Tensor) -> Levels:
+        """Energies, energy map and features of x_t (B, *data_shape) at transitions k (B,)."""
         return self._read(x_t, k)[0]
 
-    def energy_and_guess(self, x_t: Tensor, k: Tensor, *x_tp1: Tensor) -> tuple[Tensor, Tensor]:
-        """E (B,) and, with `config.energy_denoises`, a guess of x_clean (B, C, H, W); else one of no channels.
-
-        Args:
-            x_tp1: the next state, with `config.energy_sees_next`; else none.
-        """
-        levels, x0_guess = self._read(x_t, k, *x_tp1)
+    def energy_and_guess(self, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x_t, k), (B,), and the prediction of x_clean, (B, C, H, W); it has 0 channels without `energy_denoises`."""
+        levels, x0_guess = self._read(x_t, k)
         return levels.energies, x0_guess
 
     def forward(self, x_t: Tensor, k: Tensor) -> Tensor:
+        """E(x_t, k), (B,)."""
         return self.levels(x_t, k).energies
 
-    def _read(self, x_t: Tensor, k: Tensor, *x_tp1: Tensor) -> tuple[Levels, Tensor]:
-        seen = torch.cat([x_t, *x_tp1], 1) if x_tp1 else x_t
-        out, features = self.backbone(seen, self.embed(k) if self.is_image else k)
+    def _read(self, x_t: Tensor, k: Tensor) -> tuple[Levels, Tensor]:
+        out, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
         h, x0_guess = out[:, : self.channels], out[:, self.channels :]
         energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
         if not self.is_image:
@@ -92,7 +90,7 @@ class EnergyNet(nn.Module):
 
 
 class Encoder(nn.Module):
-    """r(z | x_t, x_tp1, k) -> (mean, log_var), each (B, latent_dim)."""
+    """r(z | x_t, x_tp1, k), a diagonal Gaussian over the latent."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,7 +100,8 @@ class Encoder(nn.Module):
         self.head: nn.Module
         if config.is_image:
             self.embed = StepEmbedding(config.num_steps, config.embed_dim)
-            # The contracting half is enough to name a latent, and one block a level trains as well.
+            # A latent needs no full-size output, so the contracting half of a U-Net will do. One block per level
+            # trained as well as more.
             self.backbone = Trunk(config, 2 * channels, blocks_per_level=1, middle_blocks=1)
             _, height, width = config.data_shape
             fold = config.patch_size * 2 ** (len(config.widths) - 1)
@@ -112,17 +111,25 @@ class Encoder(nn.Module):
             self.head = nn.Identity()
 
     def forward(self, x_t: Tensor, x_tp1: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, each (B, latent_dim)."""
         h, _ = self.backbone(torch.cat([x_t, x_tp1], 1), self.embed(k) if self.is_image else k)
         mean, log_var = self.head(h.flatten(1)).chunk(2, 1)
         return mean, log_var
 
 
 class Networks(nn.ModuleDict):
-    """The three networks of `config`, by name."""
+    """The three networks of `config`, by name.
+
+    Args:
+        make_energy_net: Makes another network in place of `EnergyNet`, for experiments with other methods.
+    """
 
     generator: Generator
     energy_net: EnergyNet
     encoder: Encoder
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__({"generator": Generator(config), "energy_net": EnergyNet(config), "encoder": Encoder(config)})
+    def __init__(self, config: ModelConfig, make_energy_net: Callable[[ModelConfig], nn.Module] = EnergyNet) -> None:
+        # A seed stands for weights that are initialised in this order.
+        super().__init__(
+            {"generator": Generator(config), "energy_net": make_energy_net(config), "encoder": Encoder(config)}
+        )

@@ -1,41 +1,43 @@
-"""A bundle on torch: noise, reverse loop and energies all on the device. Imported only when it is asked for.
+"""Engine that runs a bundle with torch: noise, reverse process and energies are all computed on the device.
 
-A batch is padded up to one of a few sizes, all of which `warm_up` runs, so that no request meets a shape
-for the first time. On CUDA each size is a CUDA graph: one launch in place of thousands.
+Only `model.engine.load_engine` imports this module, for backend=torch. Batches are padded to a few sizes. `warm_up`
+runs each size once, so that no request waits for the first run of a size. On CUDA each size is captured as a CUDA
+graph, which replaces thousands of kernel launches by one.
 """
 
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddaebm.model.bundle import Bundle
-from ddaebm.model.errors import BundleError, ConfigError
+from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph
-from ddaebm.model.nets.networks import EnergyNet, Generator
+from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels
 from ddaebm.model.sampling import draw_noise
 
-Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # row i out depends on row i in alone
-Net = TypeVar("Net", bound=nn.Module)
+Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # output row i depends only on input row i
 
 
 class TorchEngine:
-    """A bundle's safetensors on torch, for batches of up to `max_batch`; larger ones are taken in turns.
+    """Runs the safetensors weights of a bundle with torch; implements `model.engine.Engine`.
 
     Args:
-        cuda_graphs: false launches each operation by itself on CUDA, as on the CPU.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads of torch; 0 keeps torch's default.
+        max_batch: Largest batch that is computed at once. Larger inputs are split.
+        cuda_graphs: False launches each operation separately on CUDA, as on the CPU.
 
     Raises:
-        BundleError: the weights are missing, or not those of the bundle's networks.
-        ConfigError: the device is not to be had.
+        BundleError: The weights are missing, or belong to another network.
+        ConfigError: The device is unknown or not available.
     """
 
     def __init__(
@@ -54,15 +56,14 @@ class TorchEngine:
         self.explainer = bundle.explainer
         self._pixels = bundle.pixels
         self._config = bundle.config
-        generator = _load(Generator(bundle.config), bundle, "generator.safetensors")
-        energy_net = _load(EnergyNet(bundle.config), bundle, "energy_net.safetensors")
+        generator, energy_net = load_networks(bundle, self.device)
         self._sampler = SamplerGraph(generator, bundle.config).to(self.device)
         self._energy = EnergyGraph(energy_net, bundle.config).to(self.device)
         self._sizes = ladder(max_batch)
         self._graphs = None
-        self._lock = threading.Lock()  # a CUDA graph has one set of input and output buffers
+        self._lock = threading.Lock()  # a CUDA graph has a single set of input and output buffers
         if self.device.type == "cuda":
-            # Scores are compared with a calibration that was computed in full precision.
+            # The calibration scores were computed in full precision, so the scores of images must be too.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
             self._graphs = CudaGraphs(self.device) if cuda_graphs else None
@@ -78,7 +79,7 @@ class TorchEngine:
         return explain_levels(self.scorer, self._pixels, images, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
-        for batch in reversed(ladder(max_batch)):  # the largest first: the others then fit into its memory
+        for batch in reversed(ladder(max_batch)):  # the largest first, so that smaller ones reuse its memory
             self.score(self.sample(image_seeds(0, batch)))
 
     def _level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
@@ -93,7 +94,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _run(self, compute: Compute, rows: NDArray[Any]) -> list[NDArray[Any]]:
-        """`compute` of rows (B, ...), at the sizes of the ladder."""
+        """Call `compute` on rows (B, ...) in batches padded to the sizes of `ladder`."""
         top = self._sizes[-1]
         with self._lock, self._graphs.on_stream() if self._graphs else nullcontext():
             parts = [self._run_padded(compute, rows[start : start + top]) for start in range(0, len(rows), top)]
@@ -109,11 +110,11 @@ class TorchEngine:
 
 
 class CudaGraphs:
-    """Captures a computation at the first call with each batch size, and replays it from then on.
+    """Captures a computation on the first call with each batch size, and replays it on later calls.
 
-    All work is on one stream of their own: capture is not allowed on the default stream, a stream is current
-    in one thread only (the engine warms up in another than it serves in), and graphs that share memory must
-    not overlap.
+    All work runs on one dedicated stream, for three reasons: capture is not allowed on the default stream; the
+    current stream is a setting of each thread, and warm-up and serving run in different threads; graphs that share
+    memory must not overlap.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -123,11 +124,11 @@ class CudaGraphs:
         torch.cuda.synchronize(device)  # the weights were copied on the default stream
 
     def on_stream(self) -> torch.cuda.StreamContext:
-        """Makes the stream, and its device, current in this thread."""
+        """Return a context manager that makes the stream and its device current in this thread."""
         return torch.cuda.stream(self._stream)
 
     def run(self, compute: Compute, rows: Tensor) -> tuple[Tensor, ...]:
-        """`compute` of rows on the host, called under `on_stream`; the next call writes over the results."""
+        """Call `compute` on rows from the host, inside `on_stream`. The next call overwrites the results."""
         key = compute, len(rows)
         if key not in self._captured:
             self._captured[key] = self._capture(compute, rows)
@@ -138,40 +139,16 @@ class CudaGraphs:
 
     def _capture(self, compute: Compute, rows: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, tuple[Tensor, ...]]:
         inputs = rows.to(self._stream.device)
-        for _ in range(3):  # libraries choose algorithms and allocate workspaces at first, which cannot be captured
+        for _ in range(3):  # the first calls choose algorithms and allocate workspaces, which cannot be captured
             compute(inputs)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": what other threads do on the GPU meanwhile, for another bundle, is no fault of this capture.
+        # "thread_local": GPU work of other threads, for other bundles, must not invalidate this capture.
         with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             outputs = compute(inputs)
         return graph, inputs, outputs
 
 
 def ladder(max_batch: int) -> list[int]:
-    """The sizes that batches are padded to, ascending: the powers of two below `max_batch`, and itself."""
+    """The sizes to which batches are padded, ascending: the powers of two below `max_batch`, and `max_batch`."""
     return sorted({*(2**i for i in range(max_batch.bit_length())), max_batch})
-
-
-def choose_device(device: str) -> torch.device:
-    """A torch device for "auto", "cpu" or "cuda".
-
-    Raises:
-        ConfigError: it is not to be had.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"backend=torch runs on auto, cpu or cuda, not {device!r}")
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device=cuda, but torch {torch.__version__} finds no GPU; see docs/gpu.md")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def _load(net: Net, bundle: Bundle, file: str) -> Net:
-    contents = bundle.read(file)
-    try:
-        net.load_state_dict(load(contents))
-    except Exception as error:  # safetensors and torch have no error in common
-        raise BundleError(f"{bundle.path / file}: not the weights of this bundle's networks ({error})") from error
-    return net.eval().requires_grad_(False)

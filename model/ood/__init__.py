@@ -1,4 +1,4 @@
-"""The OOD score: what it is computed from, how it is fitted and calibrated, and what explains it. NumPy alone."""
+"""The OOD score: its statistics, fitting, calibration, explanations and drift detection, in NumPy."""
 
 from ddaebm.model.ood.calibration import fit as fit
 from ddaebm.model.ood.conformal import false_alarm_interval as false_alarm_interval

@@ -1,4 +1,4 @@
-"""Held-out images -> a score with p-values, and the statistics that explain it."""
+"""Fit the OOD score, its p-values and the statistics for explanations on held-out images."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
@@ -13,29 +13,28 @@ from ddaebm.model.ood.scoring import Scorer, fit_scorer, require_enough, weights
 from ddaebm.model.parallel import in_order, usable_cores
 
 BATCH = 250
-LevelsOf: TypeAlias = Callable[[NDArray[np.uint8]], LevelStatistics]  # images (B, H, W, C) of the contract's form
-_CARD_HEADING = "\n## Calibrated anew\n"
+LevelsOf: TypeAlias = Callable[[NDArray[np.uint8]], LevelStatistics]  # images (B, H, W, C) in the contract's form
 
 
 def level_rows(levels_of: LevelsOf, pixels: Pixels, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """`score_rows` of images (N, H, W, C), a batch at a time."""
+    """Compute `score_rows` of images (N, H, W, C) in batches."""
     return np.concatenate([score_rows(part, levels, pixels) for part, levels in _levels(levels_of, images)])
 
 
 def fit(
     levels_of: LevelsOf, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]
 ) -> tuple[Pixels, Scorer, Explainer]:
-    """Score and explanations of a new model, from images that its networks never saw.
+    """Fit the OOD score of a model on images that its networks were not trained on.
 
-    The reference images go through the network three times, so that no more than a few batches of energy maps are in
-    memory.
+    The energy maps of the reference images are computed three times, so that only a few batches are in memory at once.
 
     Args:
-        reference: standardises; (m, H, W, C).
-        calibration: gives the p-values; (n, H, W, C), disjoint from `reference`.
+        levels_of: Runs the energy network.
+        reference: Images for standardisation, uint8 (m, H, W, C).
+        calibration: Images for the p-values, uint8 (n, H, W, C), disjoint from `reference`.
 
     Raises:
-        ConfigError: too few images.
+        ConfigError: There are too few images.
     """
     require_enough(len(reference), len(calibration))
     pixels = fit_pixels(lambda: (levels.energy_map for _, levels in _levels(levels_of, reference)))

@@ -1,4 +1,4 @@
-"""Outputs of the energy network -> scores: one path for every engine."""
+"""Compute scores from the outputs of the energy network. All engines share this code."""
 
 from typing import NamedTuple
 
@@ -10,21 +10,23 @@ from ddaebm.model.ood.scoring import Scorer, fine_detail, statistics
 
 
 class LevelStatistics(NamedTuple):
-    """What the energy network says of B images at all T noise levels."""
+    """Outputs of the energy network for B images at all T levels."""
 
     energies: NDArray[np.float32]  # (B, T)
-    energy_map: NDArray[np.float32]  # (B, T, H, W), sums to the energies
+    energy_map: NDArray[np.float32]  # (B, T, H, W); its sum over H and W is `energies`
     features: NDArray[np.float32]  # (B, T, F)
 
 
 class Scores(NamedTuple):
+    """Scores of B images."""
+
     energies: NDArray[np.float32]  # (B, T)
     ood_score: NDArray[np.float64]  # (B,)
     p_value: NDArray[np.float64]  # (B,)
 
 
 class Explained(NamedTuple):
-    """`Scores`, and where the energy sits."""
+    """Scores of B images with the energy of each pixel."""
 
     energies: NDArray[np.float32]  # (B, T)
     ood_score: NDArray[np.float64]  # (B,)
@@ -33,11 +35,15 @@ class Explained(NamedTuple):
 
 
 def explain_levels(scorer: Scorer, pixels: Pixels, images: NDArray[np.uint8], levels: LevelStatistics) -> Explained:
+    """Score images (B, H, W, C) from the outputs `levels` of the energy network."""
     ood_score = scorer.ood_score(score_rows(images, levels, pixels))
     return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
 
 
 def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
-    """What the score is computed of, (B, T + T·F + 2T + 1): log energies, features, statistics of pixels, detail."""
+    """Input rows of `Scorer`, (B, T + T·F + 2T + 1).
+
+    The columns are log energies, features, pixel statistics and fine detail.
+    """
     known, of_pixels = statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)
     return np.hstack([known, of_pixels, fine_detail(images)])

@@ -1,6 +1,7 @@
-"""How unlike itself in other images a pixel's energy is: what the sum over pixels, a level's energy, loses.
+"""Per-pixel energy statistics.
 
-A few bad pixels hardly change the energy of a level, but each has an energy that it never had in ordinary images.
+A few bad pixels hardly change the energy of a level, which is a sum over all pixels. Their own energies, however, are
+far from the energies that these pixels have in ordinary images.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_SHARE = 0.03  # of a level's mean energy of a pixel, added before the logarithm: nearly nothing is no small energy
-_FLOOR = 0.5  # of a pixel's std, in means over the level: a corner that is always black is not infinitely strange
-_LEAST = 0.1  # standard deviations, of the largest pixel: its logarithm is taken
+_SHARE = 0.03  # offset before the logarithm, as a share of a level's mean pixel energy; bounds logs of tiny energies
+_FLOOR = 0.5  # smallest pixel std, as a share of a level's mean std; corners that are always black have a std of 0
+_LEAST = 0.1  # smallest deviation of the largest pixel, in standard deviations, before the logarithm
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What each pixel's energy, and the logarithm of it, are like over the reference images."""
+    """Mean and standard deviation of each pixel's energy, and of its logarithm, over the reference images."""
 
     pixel_mean: NDArray[np.float32]  # (T, H, W)
     pixel_std: NDArray[np.float32]  # (T, H, W), above 0
@@ -25,14 +26,16 @@ class Pixels:
     log_std: NDArray[np.float32]  # (T, H, W), above 0
 
     def standardise(self, energy_map: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Energy maps (..., T, H, W), each pixel in its standard deviations from its mean."""
+        """Standardise energy maps (..., T, H, W): deviation from each pixel's mean in standard deviations."""
         z: NDArray[np.floating] = (energy_map - self.pixel_mean) / self.pixel_std
         return z
 
     def statistics(self, energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Energy maps (B, T, H, W) -> (B, 2T), in logarithms: of each level the largest of the pixels' standardised
-        log energies, which is one bad pixel, then the 2-norm (root mean square) of their standardised energies, which
-        is many."""
+        """Two statistics of each level, in logarithms: energy maps (B, T, H, W) -> (B, 2T).
+
+        The first T columns are the largest standardised log energy of a pixel, which detects single bad pixels. The
+        last T are the root mean square of the standardised energies, which detects many.
+        """
         logs = (_logs(energy_map, self.log_offset) - self.log_mean) / self.log_std
         largest = np.log(np.maximum(logs.max((2, 3)), _LEAST), dtype=np.float64)
         norm = np.log(np.square(self.standardise(energy_map)).mean((2, 3)) + 1e-12, dtype=np.float64) / 2
@@ -40,7 +43,11 @@ class Pixels:
 
 
 def fit_pixels(energy_maps: Callable[[], Iterable[NDArray[np.floating]]]) -> Pixels:
-    """From the energy maps (n, T, H, W) of the reference images, asked for twice and a batch at a time."""
+    """Fit the statistics of the reference images.
+
+    Args:
+        energy_maps: Returns an iterable over batches of energy maps (n, T, H, W). It is called twice.
+    """
     mean, std = moments(energy_maps())
     offset = np.maximum(_SHARE * mean.mean((1, 2), keepdims=True), 1e-12).astype(np.float32)
     log_mean, log_std = moments(_logs(maps, offset) for maps in energy_maps())
@@ -51,7 +58,7 @@ def fit_pixels(energy_maps: Callable[[], Iterable[NDArray[np.floating]]]) -> Pix
 
 
 def moments(batches: Iterable[NDArray[np.floating]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation (...) over all rows of arrays (n, ...), of which one at a time is in memory."""
+    """Mean and standard deviation (...) over the rows of all arrays (n, ...). Keeps one array in memory at a time."""
     count, total, squares = 0, np.zeros(1), np.zeros(1)
     for batch in batches:
         values = batch.astype(np.float64)

@@ -1,16 +1,22 @@
-"""Level statistics -> one OOD score, and the score -> a conformal p-value.
+"""The OOD score of an image, and its conformal p-value.
 
-The score adds a Mahalanobis distance over the energies and hidden features of all levels, and the residual of each
-energy given the features: a high energy may mean a rich image (a striped shirt) or one of another kind, and the
-features tell which. Two statistics of the standardised pixels of each level (`model/ood/pixels.py`), and the amount of
-fine detail in the image itself, enter as residuals given energies and features:
+The score is a sum of
+
+- the squared Mahalanobis distance of the log energies and hidden features of all T levels,
+- the residual of each log energy given the features. A high energy may mean a complex image (a striped shirt) or one of
+  another kind, and the features show which.
+- the residuals of two pixel statistics of each level (`model/ood/pixels.py`) and of the image's fine detail, given log
+  energies and features.
+
+With D = T + T·F, and everything in standard deviations, it is
 
     S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ] + ¼ d² }
 
-with r the residuals of the energies, z the energies as they are, a and b the residuals of the largest pixel and of the
-pixels' 2-norm, d that of the detail, all in standard deviations, and D = T + T·F. It is fitted on the reference part of
-the held-out data and calibrated on the calibration part, which nothing else sees. How the form was chosen: docs/ood.md.
-Conformal p-values: Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*.
+Here r are the residuals of the log energies, z the log energies themselves, a the residuals of the largest pixel, b
+those of the pixels' root mean square, and d that of the fine detail. docs/ood.md explains how this form was chosen.
+
+The score is fitted on the reference part of the held-out data. The p-values come from the calibration part, which is
+used for nothing else (Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*).
 """
 
 import math
@@ -26,20 +32,20 @@ from ddaebm.model.ood.explain import log_energies
 
 Floats = NDArray[np.float64]
 
-_RIDGE = 0.01  # beside the features' variance of 1: some of them hardly differ
-_LEAST_DETAIL = 0.1  # grey levels: an empty image has a logarithm too
+_RIDGE = 0.01  # ridge penalty, for features of variance 1; some features are almost collinear
+_LEAST_DETAIL = 0.1  # in grey levels; keeps the logarithm of a constant image finite
 
 
 def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
-    """Energies (B, T) and features (B, T, F) -> one row (B, T + T·F) an image: log energies, then features."""
+    """Log energies, then features, as one row per image: (B, T) and (B, T, F) -> (B, T + T·F)."""
     return np.concatenate([log_energies(energies), features.reshape(len(features), -1)], axis=1, dtype=np.float64)
 
 
 def fine_detail(images: NDArray[np.uint8]) -> Floats:
-    """Images (B, H, W, C) -> (B, 1): the logarithm of the mean absolute diagonal detail, in grey levels.
+    """Logarithm of the mean absolute diagonal detail in grey levels: images (B, H, W, C) -> (B, 1).
 
-    The finest diagonal band of an undecimated Haar transform is x_ij - x_(i+1)j - x_i(j+1) + x_(i+1)(j+1). Edges along
-    the axes and slow changes of light have none of it, noise has most, blur least.
+    The diagonal detail is x_ij - x_(i+1)j - x_i(j+1) + x_(i+1)(j+1), the finest diagonal band of an undecimated Haar
+    transform. It is 0 for edges along the axes and for slow changes of brightness, large for noise and small for blur.
     """
     rows = np.diff(images.astype(np.int16), axis=1)
     detail = np.abs(np.diff(rows, axis=2)).mean((1, 2, 3), dtype=np.float64)
@@ -48,32 +54,42 @@ def fine_detail(images: NDArray[np.uint8]) -> Floats:
 
 
 def weights_beside(levels: int) -> tuple[float, ...]:
-    """Of the residuals that `model.ood.levels.score_rows` has after its D columns: a and b of each level, and d."""
+    """Weights of the residuals a, b and d in the score, (2T + 1,), for T = `levels`.
+
+    They belong to the columns that `model.ood.levels.score_rows` puts after the first D.
+    """
     return (*(1 / 16,) * (2 * levels), 1 / 4)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖², and the scores of held-out images."""
+    """A fitted score, and the scores of the calibration images.
+
+    S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖².
+    """
 
     mean: Floats  # (D + P,), P = 2T + 1
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
-    surprise: Floats  # (4T + 2P, D + P): r, -r, z, -z, then a, b and d, -a, -b and -d of the formula; weighted
+    surprise: Floats  # (4T + 2P, D + P), weighted rows for r, -r, z, -z, then (a, b, d) and (-a, -b, -d)
     calibration_scores: Floats  # (n,), ascending
 
     def ood_score(self, rows: Floats) -> Floats:
-        """High means out of distribution; (B,), unitless. `rows` (B, D + P) as of `model.ood.levels.score_rows`."""
+        """OOD scores (B,), without a unit; high means out of distribution.
+
+        Args:
+            rows: Output of `model.ood.levels.score_rows`, (B, D + P).
+        """
         centred = rows - self.mean
-        # Dot products in place of a matrix product: a row's score is then the same in any batch, to the last bit, and
-        # BLAS has no reason to wake threads of its own, whose waiting takes the cores that inference runs on.
+        # vecdot has two advantages over a matrix product. Scores do not depend on the batch, not even in the last bit.
+        # And BLAS starts no threads, which would spin on the cores that inference needs.
         distance = np.square(np.vecdot(centred[:, None, : len(self.whitening)], self.whitening)).sum(1)
         scores: Floats = distance + np.square(np.maximum(np.vecdot(centred[:, None], self.surprise), 0)).sum(1)
         return scores
 
     def p_value(self, scores: Floats) -> Floats:
-        """p = (1 + #{S_i >= S}) / (n + 1), so that P(p <= alpha) <= alpha for an image like the calibration's.
+        """Conformal p-values p = (1 + #{S_i >= S}) / (n + 1) of scores (B,).
 
-        Ties count against the alarm.
+        P(p <= alpha) <= alpha for an image from the distribution of the calibration images. Ties increase p.
         """
         n = len(self.calibration_scores)
         below = np.searchsorted(self.calibration_scores, scores, side="left")
@@ -81,35 +97,34 @@ class Scorer:
         return p
 
     def threshold(self, alpha: float) -> float:
-        """The score above which p <= alpha; infinite where alpha is below the smallest p."""
+        """The score above which p <= alpha; infinite if alpha is below the smallest p-value."""
         n = len(self.calibration_scores)
         j = firing(alpha, n)
         return float(self.calibration_scores[n - j]) if j else math.inf
 
     @property
     def smallest_p(self) -> float:
-        """1/(n+1): an alpha below it can never raise an alarm."""
+        """The smallest possible p-value, 1/(n + 1). A smaller alpha can never raise an alarm."""
         return 1 / (len(self.calibration_scores) + 1)
 
     @property
     def default_alpha(self) -> float:
-        """0.05, or the smallest that can raise an alarm where that is more."""
+        """The default alpha: 0.05, or the smallest p-value if that is larger."""
         return max(0.05, self.smallest_p)
 
 
 def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
-    """Fit on `reference` rows (m, D + P), calibrate on disjoint `calibration` rows (n, D + P).
+    """Fit a score on `reference` rows (m, D + P), and calibrate it on disjoint `calibration` rows (n, D + P).
 
-    The covariance is shrunk towards the diagonal by the oracle-approximating weight (Chen, Wiesel,
-    Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23), on standardised
-    rows, where the diagonal is the identity that the formula speaks of.
+    The covariance of the standardised rows is shrunk towards a multiple of the identity by oracle approximating
+    shrinkage (Chen, Wiesel, Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23).
 
     Args:
-        levels: T, the number of log energies, which are the first columns; 0 for a distance alone.
-        beside: weights of the residuals of the last P columns, which are not in the distance.
+        levels: T, the number of log energies, which are the first columns; 0 gives the distance alone.
+        beside: Weights of the residuals of the last P columns, which do not enter the distance.
 
     Raises:
-        ConfigError: fewer than two reference rows, or no calibration rows.
+        ConfigError: There are fewer than two reference rows, or no calibration rows.
     """
     require_enough(len(reference), len(calibration))
     mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
@@ -125,17 +140,20 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequ
 
 
 def require_enough(reference: int, calibration: int) -> None:
-    """Raises ConfigError where a score cannot be fitted to so many images."""
+    """Raise ConfigError if there are too few images to fit a score."""
     if reference < 2 or not calibration:
-        raise ConfigError(f"cannot calibrate with {reference} reference and {calibration} calibration images")
+        raise ConfigError(
+            f"cannot calibrate with {reference} reference and {calibration} calibration images; give more images"
+        )
 
 
 def _surprise(standard: Floats, levels: int, beside: Sequence[float]) -> Floats:
-    """(4T + 2P, D + P). r, z and the residuals of the columns beside, each above and below zero; in std, weighted.
+    """The rows of `Scorer.surprise` for standardised rows, (4T + 2P, D + P).
 
-    All statistics of a level's energy have D/T for their expected part in the distance: r above zero counts a quarter
-    of that times its square, r below zero and z an eighth. Too easy is strange too (digits, to a model of photographs),
-    but less often so. Those of its pixels have an eighth together.
+    Each statistic appears twice, with both signs, because `Scorer.ood_score` uses only positive values. D/T is the
+    expected contribution of one level to the distance. The weights are fractions of it: 1/4 for r above zero, 1/8 for r
+    below zero and for z, and 1/8 for a and b together. Positive r has the larger weight, because an image that is
+    unusually easy, such as a digit for a model of photographs, is less often out of distribution.
     """
     columns = standard.shape[1]
     dim = columns - len(beside)
@@ -148,7 +166,10 @@ def _surprise(standard: Floats, levels: int, beside: Sequence[float]) -> Floats:
 
 
 def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:
-    """Columns `wanted` less their ridge regression on columns `given`, over the residual's std: (wanted, columns)."""
+    """Rows that compute the residuals of columns `wanted` after ridge regression on columns `given`.
+
+    Returns (wanted, columns); the residuals have unit standard deviation.
+    """
     x, y = standard[:, given], standard[:, wanted]
     gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
     weights = np.linalg.solve(gram, x.T @ y / len(x))
@@ -159,11 +180,12 @@ def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:
 
 
 def calibrate_scorer(scorer: Scorer, calibration: Floats) -> Scorer:
-    """The same score with the p-values of `calibration` rows (n, D)."""
+    """Return the same score with p-values from `calibration` rows (n, D + P)."""
     return replace(scorer, calibration_scores=np.sort(scorer.ood_score(calibration)))
 
 
 def _oas_weight(covariance: Floats, count: int) -> float:
+    """Weight of oracle approximating shrinkage for a covariance (D, D) estimated from `count` rows."""
     dim = len(covariance)
     trace_of_square, square_of_trace = (covariance**2).sum(), np.trace(covariance) ** 2
     numerator = (1 - 2 / dim) * trace_of_square + square_of_trace

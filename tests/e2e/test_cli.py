@@ -197,7 +197,7 @@ def test_calibrate_gives_a_bundle_its_p_values_anew(cli: Cli, debug_bundle: Path
     check_failure(cli("calibrate", debug_bundle, "--data", "inverted.npy", "--out", "x", "--alpha", "0.001"), 1, "999")
     check_failure(cli("calibrate", debug_bundle, "--data", "inverted.npy", "--out", "x", "--alpha", "1"), 2, "--alpha")
     np.save(tmp_path / "known.npy", training_images(debug_bundle))
-    check_failure(cli("calibrate", debug_bundle, "--data", "known.npy", "--out", "x"), 1, "were trained on")
+    check_failure(cli("calibrate", debug_bundle, "--data", "known.npy", "--out", "x"), 1, "were used for training")
     assert not (tmp_path / "x").exists()
 
 
@@ -211,7 +211,7 @@ def test_fdr_selects_among_all_images_and_loses_none(cli: Cli, debug_bundle: Pat
     command = ("score", "--bundle", debug_bundle, "mixed.zip", "cut.npy", "--fdr", "0.2", "--format")
     done = cli(*command, "json")
     assert done.returncode == 1
-    assert done.stderr == "ddaebm: cut.npy: truncated: 39 of 40 images are there\n"
+    assert done.stderr == "ddaebm: cut.npy: truncated: it holds 39 of 40 images; copy it again\n"
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["index"] for row in rows] == list(range(43))
     assert "error" in rows[0]
@@ -236,7 +236,7 @@ def test_an_unreadable_image_is_a_row_of_its_own_and_exit_code_1(cli: Cli, debug
     assert done.stderr == "2 images: 1 out of distribution (100.0%), 1 unreadable\n"
     broken, noise = csv.DictReader(io.StringIO(done.stdout))
     assert (broken["name"], broken["is_ood"], broken["p_value"]) == ("two.zip:words.png", "", "")
-    assert "not an image that can be read" in broken["error"]
+    assert "not a readable image" in broken["error"]
     assert (noise["index"], noise["is_ood"], noise["resized"], noise["error"]) == ("1", "true", "false", "")
     assert len(noise["energies"].split()) == 4
     assert cli("score", "--bundle", debug_bundle, "two.zip", "--fail-on-ood").returncode == 3
@@ -247,7 +247,7 @@ def test_rows_before_an_archive_breaks_off_are_not_lost(cli: Cli, debug_bundle: 
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
     done = cli("score", "--bundle", debug_bundle, "cut.npy")
     assert done.returncode == 1
-    assert done.stderr == "ddaebm: cut.npy: truncated: 99 of 100 images are there\n"
+    assert done.stderr == "ddaebm: cut.npy: truncated: it holds 99 of 100 images; copy it again\n"
     assert len(done.stdout.splitlines()) == 1 + 99
 
 

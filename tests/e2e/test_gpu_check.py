@@ -84,7 +84,7 @@ def test_a_document_without_marks_is_left_alone(gpu_check: ModuleType, tmp_path:
     doc.write_text(f"{gpu_check.END} the wrong way round {gpu_check.BEGIN}")
     before = doc.read_bytes()
     with pytest.raises(SystemExit, match="to write between"):
-        gpu_check.write_section(doc, "section")
+        gpu_check.write_section(doc, gpu_check.BEGIN, gpu_check.END, "section")
     assert doc.read_bytes() == before
 
 

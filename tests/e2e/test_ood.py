@@ -10,15 +10,12 @@ import pytest
 from PIL import Image
 
 from benchmarks.ood import __main__ as benchmark
-from benchmarks.ood import forms
-from benchmarks.ood.choice import CHOICE
 from benchmarks.ood.report import discoveries, false_alarms, told_apart
 from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
-from ddaebm.model.ood.pixels import fit_pixels
 from ddaebm.training.data import load_data
 from ddaebm.training.recipes import make_config
 
-ALL = REPORTED | UNSEEN | CHOICE
+ALL = REPORTED | UNSEEN
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -30,8 +27,8 @@ def images(request: pytest.FixtureRequest) -> Images:
     return (255 * shape * shades).astype(np.uint8)
 
 
-def test_a_set_nobody_looked_at_is_neither_reported_nor_chosen_on() -> None:
-    assert len(ALL) == len(REPORTED) + len(UNSEEN) + len(CHOICE)
+def test_a_set_nobody_looked_at_is_not_among_the_others() -> None:
+    assert len(ALL) == len(REPORTED) + len(UNSEEN)
     assert len(UNSEEN) >= 6
 
 
@@ -148,7 +145,7 @@ def test_the_whole_on_a_small_bundle(
 
     doc.write_text("no marks")
     with pytest.raises(SystemExit, match="<!-- ood:debug:begin -->"):
-        benchmark.write_section(doc, "debug", section, {})
+        benchmark.write_tables(doc, "debug", section, {})
     np.save(tmp_path / "test.npy", shapes[:89])
     with pytest.raises(SystemExit):
         benchmark.main()
@@ -157,71 +154,3 @@ def test_the_whole_on_a_small_bundle(
     with pytest.raises(SystemExit):
         benchmark.main()
     assert "--train is not what the bundle was trained on" in capsys.readouterr().err
-
-
-def test_statistics_of_energy_maps_against_reference_images() -> None:
-    rng = np.random.default_rng(0)
-    usual = rng.gamma(4, 1, (500, 4, 8, 8)) * np.array([1, 10, 100, 1000])[:, None, None]
-    pixels = forms.fit_pixels([usual[:200], usual[200:]])
-    mean, std = pixels.moments["z"]
-    np.testing.assert_allclose(mean, usual.mean(0))
-    np.testing.assert_allclose(std, usual.std(0))
-    before = forms.map_statistics(usual[:1], pixels)
-    z = (usual[0] - mean) / std
-    np.testing.assert_allclose(before["z: 4-norm"][0], np.log((z**4).mean((1, 2))) / 4)
-    np.testing.assert_allclose(before["raw: median"][0], np.log(np.sort(usual[0].reshape(4, -1))[:, 32]))
-    hot = usual[:1].copy()
-    hot[0, 2, 3, 3] *= 20  # one pixel of one level
-    after = forms.map_statistics(hot, pixels)
-    for name in ("z: largest", "log: largest", "share: 8-norm", "raw: largest"):
-        assert after[name][0, 2] > before[name][0, 2] + 0.3
-        np.testing.assert_allclose(np.delete(after[name], 2, 1), np.delete(before[name], 2, 1))
-
-
-def test_the_score_looks_at_pixels_as_the_form_that_was_chosen_does() -> None:
-    maps = np.random.default_rng(1).gamma(4, 1, (60, 4, 8, 8)) * np.array([1, 10, 100, 1000])[:, None, None]
-    chosen = forms.map_statistics(maps[:9], forms.fit_pixels([maps]))
-    ours = fit_pixels(lambda: [maps[:40], maps[40:]]).statistics(maps[:9])
-    np.testing.assert_allclose(ours, np.hstack([chosen["log: largest"], chosen["z: 2-norm"]]), rtol=1e-4, atol=1e-5)
-
-
-def test_statistics_of_the_image_itself_against_their_definitions() -> None:
-    images = np.random.default_rng(5).integers(0, 256, (2, 6, 7, 3), dtype=np.uint8)
-    x = images.astype(float)
-    residuals, laplacian = [], []
-    for y, z, c in np.ndindex(6, 7, 3):
-        left, above = x[0, y, z - 1, c] if z else 0, x[0, y - 1, z, c] if y else 0
-        corner = x[0, y - 1, z - 1, c] if y and z else 0
-        residuals.append(abs(x[0, y, z, c] - sorted((left, above, left + above - corner))[1]))
-        if 0 < y < 5 and 0 < z < 6:
-            around = x[0, y - 1, z, c] + x[0, y + 1, z, c] + x[0, y, z - 1, c] + x[0, y, z + 1, c]
-            laplacian.append(abs(around - 4 * x[0, y, z, c]))
-    found = {name: compute(images)[0] for name, compute in forms.OF_IMAGE.items()}
-    assert found["residual of JPEG-LS's predictor"] == pytest.approx(np.log(np.mean(residuals) + 0.1))
-    assert found["Laplacian"] == pytest.approx(np.log(np.mean(laplacian) + 0.1))
-    assert found["brightness"] == pytest.approx(x[0].mean())
-    assert all(compute(images).shape == (2,) for compute in forms.OF_IMAGE.values())
-
-
-def test_forms_are_compared_on_choice_images(
-    debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.save(tmp_path / "train.npy", load_data("shapes", make_config("debug").network))
-    command = ["forms", str(debug_bundle), "--train", str(tmp_path / "train.npy"), "--out", str(tmp_path), "-n", "60"]
-    monkeypatch.setattr(sys, "argv", command)
-    forms.main()
-    first, (kept,) = capsys.readouterr().out, tmp_path.glob("*-60.npz")
-    lines = first.splitlines()
-    assert lines[2].startswith("| without |")
-    assert lines[2].endswith("| +0.000 |")
-    blank = lines.index("")
-    assert blank == 2 + 5 + 2 * (len(forms.RAW) + 4 * len(forms.OF_PIXELS))
-    assert lines[blank + 3].startswith("| with pixels |")
-    assert len(lines) == blank + 1 + 2 + 1 + 3 * len(forms.OF_IMAGE)
-    time = kept.stat().st_mtime_ns
-    forms.main()  # from what was kept
-    assert (capsys.readouterr().out, kept.stat().st_mtime_ns) == (first, time)
-    monkeypatch.setattr(sys, "argv", [*command[:-1], "80"])  # twice 80 are more than there are choice images
-    with pytest.raises(SystemExit):
-        forms.main()
-    assert "-n is 75 at most" in capsys.readouterr().err

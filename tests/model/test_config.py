@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import ddaebm.model.config
-from ddaebm.model.config import ModelConfig
+from ddaebm.model.config import RETIRED, ModelConfig
 from ddaebm.model.errors import ConfigError
 
 IMAGE = ModelConfig(data_shape=(3, 32, 32))
@@ -37,11 +37,10 @@ BAD = [
     ({"frequency": math.inf}, "frequency"),
     ({"energy_curvature": -1.0}, "energy_curvature"),
     ({"linear_skip": True}, "linear_skip is for points"),
-    ({"energy_sees_next": True}, "energy_sees_next is for points"),
     ({"embed_dim": 33}, "embed_dim"),
     ({"mapping_depth": 0}, "mapping_depth"),
     ({"resample": "bicubic"}, "resample must be strided or fir"),
-    ({"attention": (32,)}, r"attention must name heights of feature maps, of \(16, 8\), not \(32,\)"),
+    ({"attention": (32,)}, r"attention must name heights of feature maps, from \(16, 8\), not \(32,\)"),
     ({"attention": (8, 4)}, "attention"),
     ({"pyramid": True, "widths": (32,)}, "pyramid needs a coarser level"),
     ({"widths": ()}, "widths"),
@@ -83,11 +82,17 @@ def test_heights_are_those_of_the_levels() -> None:
         ({}, "data_shape"),
         ({"data_shape": 5}, "model config"),
         ({"data_shape": [2], "num_steps": "four"}, "model config"),
+        ({"data_shape": [2], "energy_sees_next": True}, "energy_sees_next=True is no longer supported"),
     ],
 )
 def test_from_dict_refuses_what_it_does_not_know(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ModelConfig.from_dict(values)
+
+
+def test_a_retired_field_is_dropped_at_its_old_default() -> None:
+    assert ModelConfig.from_dict({**POINTS.to_dict(), **RETIRED}) == POINTS
+    assert not set(RETIRED) & set(POINTS.to_dict())
 
 
 def test_every_field_is_read_by_the_source() -> None:

@@ -156,7 +156,7 @@ def test_engines_are_kept_with_the_user_s_caches(monkeypatch: pytest.MonkeyPatch
 
 def test_engines_that_cannot_be_kept_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="set DDAEBM_TENSORRT_CACHE to a folder that can be written"):
+    with pytest.raises(ConfigError, match="set DDAEBM_TENSORRT_CACHE to a writable folder"):
         engine_cache("0f", str(tmp_path / "file" / "engines"))
 
 

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import batch_at, load_data, split, to_tensor
+from ddaebm.training.objective import Draws
 from ddaebm.training.recipes import make_config
-from ddaebm.training.step import Draws, draw, make_state, train_step
+from ddaebm.training.step import draw, make_state, train_step
 
 FOLDER = Path(__file__).parent / "golden"
 RECIPES = ("debug", "toy", "toy-paper")

@@ -1,17 +1,21 @@
 """The classifier that samples are measured by: it learns, it never sees what is held out, and its file is checked."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from ddaebm.model.errors import DataError
 from ddaebm.training.classifier import (
     NUM_FEATURES,
+    SHIPPED,
     Classifier,
     augment,
+    classifier_bytes,
     describe_images,
     read_classifier,
     train_classifier,
@@ -69,15 +73,27 @@ def test_its_file_is_read_back(trained: tuple[Classifier, float], tmp_path: Path
     assert torch.equal(describe_images(again, bars().images)[0], describe_images(classifier, bars().images)[0])
 
 
-@pytest.mark.parametrize("contents", [b"", b"\0" * 7, b"\x40" + b"\0" * 30, b"\2" + b"\0" * 7 + b"{}"])
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"\0" * 7, b"\x40" + b"\0" * 30, b"\2" + b"\0" * 7 + b"{}", save({}, {"ddaebm": "[]"}), save({}, {"a": "b"}),
+     save({}, {"ddaebm": json.dumps({"classes": ["a", "b"], "shape": [12, 12, 1]})})],
+    ids=["empty", "no length", "cut off", "no metadata", "list", "other metadata", "no weights"],
+)  # fmt: skip
 def test_another_file_is_refused(tmp_path: Path, contents: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(contents)
-    with pytest.raises(DataError, match=r"x\.safetensors: not a classifier's file"):
+    with pytest.raises(DataError, match=r"x\.safetensors: not a classifier's file") as raised:
         read_classifier(str(tmp_path / "x.safetensors"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SHIPPED.glob("*.safetensors")])
+def test_a_shipped_classifier_is_read_and_written_back_to_the_same_bytes(name: str) -> None:
+    classifier, sha256 = read_classifier(name)
+    assert hashlib.sha256(classifier_bytes(classifier)).hexdigest() == sha256
 
 
 def test_a_name_that_is_not_shipped_is_refused() -> None:
-    with pytest.raises(DataError, match="no-such: no such file, and no shipped classifier"):
+    with pytest.raises(DataError, match="no-such: no such file and no shipped classifier"):
         read_classifier("no-such")
 
 

@@ -2,17 +2,24 @@
 
 import ast
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ddaebm.training.config
+from ddaebm.model.bundle import load_bundle
+from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import ConfigError
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.recipes import make_config
 
 DEBUG = make_config("debug")
+ROOT = Path(__file__).parents[2]
+bundles = ROOT / "model" / "bundles"
+SHIPPED = ("cifar10-jpeg", "fashion-mnist")
+WEIGHTS = ROOT.parent / "shared" / "weights"
 
 BAD = [
     ("steps", 0),
@@ -30,10 +37,7 @@ BAD = [
     ("value_penalty", -1.0),
     ("likelihood_floor", float("nan")),
     ("gradient_penalty", "r2"),
-    ("contrast", "hinge"),
-    ("contrast", "non-saturating"),  # whose discriminator sees pairs, as this network does not
     ("forward_weight", -1.0),
-    ("reconstruct_from", "data"),
     ("denoise_weight", -1.0),
     ("denoise_weight", 1.0),  # the network has no output for it
     ("precision", "fp16"),
@@ -93,7 +97,11 @@ def test_override_reaches_the_network_and_leaves_the_original() -> None:
         ("steps", "0", "steps must be at least 1"),
         ("network.num_steps", "0", "num_steps must be at least 1"),
         ("network.widths", "8,x", "cannot read"),
-        ("network.energy_sees_next", "true", "energy_sees_next is for points"),
+        ("network.energy_sees_next", "true", "energy_sees_next=True is no longer supported"),
+        ("penalize_generated", "true", "penalize_generated=True is no longer supported; it was removed"),
+        ("contrast", "relativistic", "contrast='relativistic' is no longer supported"),
+        ("reconstruct_from", "prior", "reconstruct_from='prior' is no longer supported"),
+        ("penalize_generated", "maybe", "cannot read 'maybe'"),
     ],
 )
 def test_override_refuses(name: str, text: str, message: str) -> None:
@@ -113,5 +121,71 @@ def test_every_field_is_read_by_the_source() -> None:
     for file in Path(ddaebm.training.config.__file__).parent.glob("*.py"):
         if file.name != "config.py":  # validating a setting is not using it
             nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)]
-            read |= {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "config"}
+            read |= {node.attr for node in nodes if ast.unparse(node.value) in ("config", "self.config")}
     assert fields - read == set()
+
+
+# config.json of the debug recipe as commit f17085d wrote it.
+EARLIER: dict[str, Any] = {
+    "recipe": "debug", "data": "shapes", "steps": 40, "start": "", "encoder_steps": 0, "batch_size": 32, "seed": 0,
+    "lr_generator": 2e-4, "lr_energy": 2e-4, "lr_final": 1e-5, "adam_betas": [0.0, 0.9], "contrast": "difference",
+    "gradient_penalty": "r1", "penalize_generated": False, "gamma": 0.02, "penalty_every": 1, "entropy_weight": 0.1,
+    "denoise_weight": 0.0, "value_penalty": 0.0, "forward_weight": 1.0, "reconstruct_from": "encoder",
+    "likelihood_floor": 0.0, "noise_at_zero": False, "ema_decay": 0.999, "flip": False, "precision": "fp32",
+    "log_every": 5, "sample_every": 20, "checkpoint_every": 20,
+    "network": {
+        "data_shape": [1, 16, 16], "num_steps": 4, "beta_min": 0.1, "beta_max": 20.0, "time_eps": 0.001,
+        "latent_dim": 8, "widths": [8, 16], "frequency": 0.0, "energy_curvature": 0.0, "linear_skip": False,
+        "energy_sees_next": False, "embed_dim": 16, "patch_size": 2, "blocks_per_level": 1, "middle_blocks": 1,
+        "norm_groups": 4, "attention": [], "resample": "strided", "pyramid": False, "mapping_depth": 3,
+        "energy_denoises": False,
+    },
+}  # fmt: skip
+RETIRED = {"contrast": "difference", "penalize_generated": False, "reconstruct_from": "encoder"}
+
+
+def test_an_earlier_config_loads_and_its_retired_keys_are_dropped() -> None:
+    config = TrainConfig.from_dict(EARLIER)
+    assert config == DEBUG
+    assert EARLIER | RETIRED == EARLIER
+    assert set(EARLIER) - set(config.to_dict()) == set(RETIRED)
+    assert set(EARLIER["network"]) - set(config.network.to_dict()) == {"energy_sees_next"}
+    assert DEBUG.override({"contrast": "difference", "network.energy_sees_next": "false"}) == DEBUG
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("contrast", "relativistic"),
+        ("contrast", "non-saturating"),
+        ("penalize_generated", True),
+        ("reconstruct_from", "prior"),
+    ],
+)
+def test_a_retired_key_with_another_value_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}={value!r} is no longer supported; it was removed"):
+        TrainConfig.from_dict({**EARLIER, name: value})
+
+
+def test_a_retired_key_of_the_network_with_another_value_is_refused_by_name() -> None:
+    values = make_config("toy").to_dict()
+    values["network"]["energy_sees_next"] = True
+    with pytest.raises(ConfigError, match=r"^energy_sees_next=True is no longer supported; it was removed"):
+        TrainConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_bundles_load(name: str) -> None:
+    manifest = json.loads((bundles / name / "bundle.json").read_text())
+    assert load_bundle(bundles / name).config == ModelConfig.from_dict(manifest["model"])
+    training = {key: value for key, value in manifest["training"].items() if key not in ("trained_steps", "torch")}
+    config = TrainConfig.from_dict({**training, "network": manifest["model"], "data": "somewhere"})
+    assert config.network.energy_denoises
+
+
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no folder ../shared/weights")
+def test_configs_of_long_runs_load() -> None:
+    for path in WEIGHTS.glob("**/phase-*.json"):
+        values = json.loads(path.read_text())
+        assert set(values) <= set(EARLIER)
+        assert TrainConfig.from_dict(values).steps == values["steps"]

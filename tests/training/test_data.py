@@ -9,7 +9,7 @@ import torch
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import DataError
 from ddaebm.model.nets.graphs import to_pixels
-from ddaebm.training.data import batch_at, contract, load_data, split, to_tensor
+from ddaebm.training.data import batch_at, contract, flip_images, load_data, split, to_tensor
 from ddaebm.training.recipes import make_config
 
 IMAGES, POINTS = make_config("debug").network, make_config("toy").network
@@ -92,6 +92,14 @@ def test_every_grey_level_survives_the_way_to_tensors_and_back() -> None:
     np.testing.assert_array_equal(to_pixels(tensor).numpy(), pixels)
 
 
+def test_images_are_flipped_where_the_draw_is_below_a_half() -> None:
+    images = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    flipped = flip_images(images, torch.tensor([0.49, 0.5, 0.0]))
+    for i, mirrored in enumerate((True, False, True)):
+        columns = [4, 3, 2, 1, 0] if mirrored else [0, 1, 2, 3, 4]
+        assert torch.equal(flipped[i], images[i][:, :, columns])
+
+
 def test_points_pass_unscaled() -> None:
     points = np.array([[3.0, -7.0]], dtype=np.float32)
     assert torch.equal(to_tensor(points), torch.tensor([[3.0, -7.0]]))
@@ -150,8 +158,8 @@ def test_data_is_read_from_a_path_under_the_contract_of_the_networks(tmp_path: P
     [
         ("", IMAGES, "needs --data PATH"),
         ("nowhere.npy", IMAGES, "no such file"),
-        ("nowhere.npy", POINTS, "points come from a made set"),
-        ("25-gaussians", IMAGES, r"makes \(2,\), the networks take \(16, 16, 1\)"),
+        ("nowhere.npy", POINTS, "points must come from a synthetic data set"),
+        ("25-gaussians", IMAGES, r"samples have shape \(2,\), the networks take \(16, 16, 1\)"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_refused(source: str, config: ModelConfig, message: str) -> None:

@@ -74,11 +74,11 @@ def test_other_labels_are_refused(tmp_path: Path, labels: bytes, count: int | No
 def test_missing_labels_are_named(tmp_path: Path) -> None:
     file = write_idx(tmp_path, b"\0\1\2")
     file.with_name("train-labels-idx1-ubyte").unlink()
-    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte: the labels of train-images.* cannot be read"):
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte: cannot read the labels of train-images"):
         read_labelled(file, GREY)
 
 
 def test_one_folder_is_no_classes(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(pixels(0)))
-    with pytest.raises(DataError, match="no classes; they are the names of the folders"):
+    with pytest.raises(DataError, match="no classes found; put the images of each class in a folder"):
         read_labelled(tmp_path, GREY)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
@@ -11,12 +12,12 @@ from ddaebm.model.config import ModelConfig
 from ddaebm.model.nets.diffusion import Diffusion
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.losses import (
-    contrast,
     denoising,
     forward_kl,
     gaussian_log_prob,
     gradient_penalty,
     kl_to_standard_normal,
+    means_by_step,
     reverse_kl,
     value_penalty,
 )
@@ -87,11 +88,9 @@ def penalty_of(energy_net: Quadratic, x_t: Tensor, x_tp1: Tensor, k: Tensor, kin
     return gradient_penalty(energy_net(x_t, k), DIFFUSION, x_t, x_tp1, k, kind)
 
 
-def test_contrast_is_the_difference_or_its_softplus() -> None:
-    real, generated = randn(2, 7)
-    torch.testing.assert_close(contrast(real, generated, "difference"), real - generated)
-    expected = -torch.log(torch.sigmoid(generated - real))  # the probability that the pair is told the right way round
-    torch.testing.assert_close(contrast(real, generated, "relativistic"), expected)
+def test_means_by_step() -> None:
+    values, k = torch.tensor([1.0, 3, 10, 10]), torch.tensor([0, 0, 2, 2])
+    assert means_by_step(values, k, 4, Accelerator(cpu=True)).tolist() == [2, 0, 10, 0]
 
 
 def test_denoising_is_half_the_squared_distance_as_an_energy_is() -> None:

@@ -13,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddaebm.model.errors import CheckpointError, ConfigError, NonFiniteLossError
-from ddaebm.model.nets.diffusion import Diffusion
-from ddaebm.model.schedule import make_schedule
+from ddaebm.model.nets.networks import Networks
 from ddaebm.training.checkpoint import list_checkpoints, resume, save, write_config
 from ddaebm.training.config import TrainConfig
-from ddaebm.training.data import load_data, split
+from ddaebm.training.data import batch_at, load_data, split, to_tensor
+from ddaebm.training.objective import DDAEBMLoss, Draws, Generated, Pair
 from ddaebm.training.recipes import make_config
-from ddaebm.training.step import TrainState, _means_by_step, cosine, ema_update, make_state
+from ddaebm.training.step import TrainState, cosine, ema_update, make_state
 from ddaebm.training.trainer import train
 
 TINY = make_config("debug").override(
@@ -69,8 +68,8 @@ def test_same_seed_same_files_whatever_the_global_generators(whole_run: Path, tm
 @pytest.mark.parametrize(
     "setting",
     [{"seed": "1"}, {"gamma": "1"}, {"gradient_penalty": "conditional"}, {"entropy_weight": "1"},
-     {"contrast": "relativistic"}, {"penalize_generated": "true"}, {"flip": "true"},
-     {"denoise_weight": "0.1", "network.energy_denoises": "true"}, {"value_penalty": "1"}, {"precision": "bf16"},
+     {"flip": "true"}, {"forward_weight": "0.5"}, {"denoise_weight": "0.1", "network.energy_denoises": "true"},
+     {"value_penalty": "1"}, {"precision": "bf16"},
      {"likelihood_floor": "1e-2"}, {"noise_at_zero": "true"}, {"lr_energy": "1e-3"}, {"lr_generator": "1e-3"},
      {"lr_final": "1e-3"}, {"adam_betas": "0.5,0.9"}],
     ids=str,
@@ -158,7 +157,7 @@ def test_a_diverged_run_stops_and_keeps_its_last_checkpoint(whole_run: Path, tmp
 
 @pytest.mark.parametrize("device", ["tpu", ""])
 def test_a_device_that_cannot_be_had_is_refused(tmp_path: Path, device: str) -> None:
-    with pytest.raises(ConfigError, match="not to be had here"):
+    with pytest.raises(ConfigError, match="is not available"):
         train(TINY, DATA, tmp_path / "run", device=device)
     assert not (tmp_path / "run").exists()
 
@@ -192,10 +191,31 @@ def test_both_optimisers_follow_their_own_cosine(tmp_path: Path) -> None:
     assert state.optimizer_energy.param_groups[0]["lr"] == cosine(2, 3, 1e-4, 0)
 
 
-def test_means_by_step() -> None:
-    values, k = torch.tensor([1.0, 3, 10, 10]), torch.tensor([0, 0, 2, 2])
-    diffusion = Diffusion(make_schedule(TINY.network))
-    assert _means_by_step(values, k, diffusion, Accelerator(cpu=True)).tolist() == [2, 0, 10, 0]
+def test_with_flip_a_run_trains_on_the_mirrored_images_of_its_draws(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(DDAEBMLoss):
+        def generate(self, networks: Networks, pair: Pair, draws: Draws) -> Generated:
+            batch = to_tensor(batch_at(DATA, len(seen), 8, self.config.seed))
+            seen.append(draws.side)
+            for image, original, side in zip(pair.x_clean, batch, draws.side, strict=True):
+                assert torch.equal(image, original.flip(2) if side < 0.5 else original)
+            return super().generate(networks, pair, draws)
+
+    train(TINY.override({"flip": "true"}), DATA, tmp_path, device="cpu", make_loss=Watching)
+    sides = torch.stack(seen)
+    assert sides.shape == (6, 8)
+    assert 0 < (sides < 0.5).sum() < 48
+
+
+def test_the_encoder_alone_is_trained_first(tmp_path: Path) -> None:
+    start, state = make_state(TINY), run_tiny(tmp_path / "two", encoder_steps="2", steps="2")
+    for name, net in state.networks.items():
+        unchanged = all(map(torch.equal, net.parameters(), start.networks[name].parameters()))
+        assert unchanged == (name != "encoder"), name
+    state = run_tiny(tmp_path / "three", encoder_steps="2", steps="3")
+    for name, net in state.networks.items():
+        assert not all(map(torch.equal, net.parameters(), start.networks[name].parameters())), name
 
 
 def test_bf16_leaves_the_penalty_in_full_precision(tmp_path: Path) -> None:

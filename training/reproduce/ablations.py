@@ -1,7 +1,8 @@
-"""What each part of the loss is for: one thing changed at a time, over seeds."""
+"""Ablations: train with one part of the method changed at a time, over several seeds."""
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddaebm.model.errors import ConfigError
+from ddaebm.model.nets.device import choose_device
 from ddaebm.training.classifier import read_classifier
-from ddaebm.training.data import load_data, split
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import Splits, load_data, split
 from ddaebm.training.recipes import make_config
 from ddaebm.training.reproduce.figure import (
     Arrays,
-    choose_device,
     claim,
     require_data,
     show_images,
@@ -22,30 +24,20 @@ from ddaebm.training.reproduce.figure import (
     train_to_the_end,
     write_results,
 )
-from ddaebm.training.reproduce.measures import measures
+from ddaebm.training.reproduce.measures import OfImages, OfPoints, measures
+from ddaebm.training.reproduce.variants import VARIANTS, Variant
+from ddaebm.training.step import make_state
 
-# What is changed of Jeffrey's divergence with an R1 penalty and the encoder's reconstruction.
-VARIANTS: dict[str, dict[str, str]] = {
-    "all parts": {},
-    "lambda 0.1": {"entropy_weight": "0.1"},
-    "no entropy bound": {"entropy_weight": "0"},
-    "reverse KL alone": {"forward_weight": "0"},
-    "no gradient penalty": {"gamma": "0"},
-    "no penalty": {"gamma": "0", "value_penalty": "0"},
-    "no encoder": {"reconstruct_from": "prior"},
-    "DDGAN's loss": {
-        "contrast": "non-saturating", "network.energy_sees_next": "true", "network.energy_curvature": "0",
-        "entropy_weight": "0", "forward_weight": "0", "value_penalty": "0",
-    },
-}  # fmt: skip
 SEEDS = 3
 
 
 class Dataset(NamedTuple):
+    """A data set of this figure."""
+
     recipe: str
-    changes: Mapping[str, str]  # of the recipe, for all variants: smaller
-    steps: int  # train steps of each run by default
-    samples: int
+    changes: Mapping[str, str]  # settings that differ from the recipe for all variants, to make it smaller
+    steps: int  # default train steps of each run
+    samples: int  # samples that are measured
     variants: tuple[str, ...]
     metrics: tuple[str, ...]
 
@@ -53,7 +45,7 @@ class Dataset(NamedTuple):
 DATASETS = {
     "25-gaussians": Dataset("toy", {"batch_size": "200"}, 6_000, 10_000, tuple(VARIANTS),
                             ("modes", "within_4_sigma", "std_ratio", "smallest_mode", "kl_density")),
-    # Without a penalty on values, and with a lambda of 0.1: the rest would change nothing.
+    # This recipe has no value penalty and lambda = 0.1, so "no penalty" and "lambda 0.1" would change nothing.
     "fashion-mnist": Dataset("fashion-mnist", {"network.widths": "[16, 32]"}, 300, 1_000,
                              ("all parts", "no entropy bound", "reverse KL alone", "no gradient penalty", "no encoder"),
                              ("fd_classifier", "precision", "recall")),
@@ -64,25 +56,25 @@ def reproduce(
     out: Path, dataset: str = "25-gaussians", data: str | None = None, classifier: str = "fashion-mnist",
     steps: int | None = None, seed: int = 0, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Train each variant from three seeds, `seed` and the next two, and write figure.png, metrics.json, arrays.npz.
+    """Train each variant with the seeds `seed`, `seed` + 1 and `seed` + 2; write figure.png, metrics.json, arrays.npz.
 
     Args:
-        data: for `fashion-mnist`, its training images.
-        classifier: whose features images are measured in.
-        steps: train steps of each run.
+        data: The training images, for `fashion-mnist`.
+        classifier: The classifier whose features measure images.
+        steps: Train steps of each run.
 
     Returns:
-        The contents of metrics.json: for each of `variants`, by the names of `training.reproduce.measures`, `mean` and
-        `spread` (standard deviation) over the seeds, and `each`.
+        The contents of metrics.json. `variants` has for each variant and metric of `training.reproduce.measures` the
+        `mean` and `spread` (standard deviation) over the seeds, and the list `each`.
 
     Raises:
-        ConfigError: no such data set or device, or `out` holds this figure of other settings.
-        DataError: no `data` where it is needed; no such classifier.
-        NonFiniteLossError: a variant diverged.
-        KeyboardInterrupt: it was asked to stop.
+        ConfigError: There is no such data set or device, or `out` holds this figure with other settings.
+        DataError: `data` is missing or unreadable, or there is no such classifier.
+        NonFiniteLossError: A variant diverged.
+        KeyboardInterrupt: A signal stopped it.
     """
     if dataset not in DATASETS:
-        raise ConfigError(f"the figure ablations has the sets {', '.join(DATASETS)}, not {dataset!r}")
+        raise ConfigError(f"the figure ablations has the data sets {', '.join(DATASETS)}, not {dataset!r}")
     chosen = DATASETS[dataset]
     total = steps or chosen.steps
     base = make_config(chosen.recipe).override({**chosen.changes, "steps": str(total), "sample_every": str(total)})
@@ -97,17 +89,13 @@ def reproduce(
 
     found: dict[str, list[Arrays]] = {name: [] for name in chosen.variants}
     reports: dict[str, list[Mapping[str, float]]] = {name: [] for name in chosen.variants}
-    for each in range(seed, seed + SEEDS):  # seed by seed, so that half of a figure compares all
+    for each in range(seed, seed + SEEDS):  # seed by seed, so that an unfinished figure still compares all variants
         for name in chosen.variants:
-            config = base.override({**VARIANTS[name], "seed": str(each)})
-            of = measures(config, chosen.samples, parts, classifier)
-            key = f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name).split())}-{each}"
-            run = out / "runs" / key
-            made = stage(
-                out,
-                key,
-                lambda: of.look(train_to_the_end(config, parts.train, run, device)),  # noqa: B023  # now
-            )
+            variant = VARIANTS[name]
+            config = base.override({**variant.changes, "seed": str(each)})
+            of = measures(config, chosen.samples, parts, classifier, variant.has_density)
+            key = _file_name(name, each)
+            made = stage(out, key, partial(_train_variant, variant, config, parts, of, out / "runs" / key, device))
             found[name].append(made)
             reports[name].append(of.measure(made))
 
@@ -118,7 +106,23 @@ def reproduce(
     return metrics
 
 
+def _file_name(variant: str, seed: int) -> str:
+    """A name for the files of one run, for example "no-encoder-0"."""
+    return f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in variant).split())}-{seed}"
+
+
+def _train_variant(
+    variant: Variant, config: TrainConfig, parts: Splits, of: OfPoints | OfImages, run: Path, device: str
+) -> Arrays:
+    """Train one variant in the folder `run` and return its samples and density."""
+    # config.json does not name the method; this file does, so that a run is not resumed with another one.
+    claim(run, loss=variant.make_loss.__name__)
+    make = partial(make_state, make_networks=variant.make_networks)
+    return of.look(train_to_the_end(config, parts.train, run, device, make, make_loss=variant.make_loss))
+
+
 def _over_seeds(reports: list[Mapping[str, float]], shown: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Mean, spread and single values of each metric in `shown` that the variant has."""
     rows = {name: [float(report[name]) for report in reports] for name in shown if name in reports[0]}
     return {
         name: {"mean": float(np.mean(row)), "spread": float(np.std(row, ddof=1)), "each": row}

@@ -1,4 +1,4 @@
-"""Figure 1: the density of points in the plane, read off the energy at state 0, beside samples and data."""
+"""Figure 1: data, samples and the density exp(-E) at state 0, for points in the plane."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from ddaebm.training.recipes import make_config
 from ddaebm.training.reproduce.figure import encode_figure, train_to_the_end
 from ddaebm.training.trainer import generate
 
-# What the recipe `toy` sets otherwise for a data set. The roll is long: its energy must be held closer to level.
+# Settings of the recipe `toy` that differ for a data set. The long roll needs a stronger value penalty.
 DATASETS: dict[str, dict[str, str]] = {"25-gaussians": {}, "pinwheel": {}, "swiss-roll": {"value_penalty": "0.1"}}
 RECIPES = ("toy", "toy-paper")
 SAMPLES = 10_000
@@ -34,16 +34,16 @@ def reproduce(
     out: Path, recipe: str = "toy", dataset: str = "25-gaussians", seed: int = 0, steps: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Train, or go on with the run in `out`, and write figure.png, metrics.json, samples.npy, log_density.npy.
+    """Train, or resume the run in `out`, and write figure.png, metrics.json, samples.npy, log_density.npy.
 
     Returns:
-        The contents of metrics.json: those of `training.modes.mode_report` and `kl_density`,
-        KL(true ‖ density) in nats over the grid, for the 25 Gaussians; for every set `nll`, the mean negative
-        log-density of held-out points in nats, `steps`, `seconds` of training and `steps_per_second`.
+        The contents of metrics.json. All data sets have `nll`, the mean negative log-density of held-out points in
+        nats, `steps`, `seconds` of training and `steps_per_second`. The 25 Gaussians also have the metrics of
+        `training.modes.mode_report` and `kl_density`, KL(true ‖ density) on the grid in nats.
 
     Raises:
-        ConfigError: no such recipe or data set, or `out` holds a run with other settings.
-        KeyboardInterrupt: it was asked to stop.
+        ConfigError: There is no such recipe or data set, or `out` holds a run with other settings.
+        KeyboardInterrupt: A signal stopped it.
     """
     if recipe not in RECIPES or dataset not in DATASETS:
         raise ConfigError(f"the toy figure has the recipes {', '.join(RECIPES)} and the sets {', '.join(DATASETS)}")
@@ -74,7 +74,7 @@ def reproduce(
 
 @torch.no_grad()
 def energy_log_density(energy_net: EnergyNet, points: NDArray[np.float64]) -> NDArray[np.float32]:
-    """-E(x, 0), the unnormalised log-density of state 0, at points (..., 2)."""
+    """-E(x, 0), the unnormalised log-density of state 0 in nats, (...), at points (..., 2)."""
     device = next(energy_net.parameters()).device
     flat = torch.as_tensor(points.reshape(-1, 2), dtype=torch.float32, device=device)
     energy = energy_net(flat, torch.zeros(len(flat), dtype=torch.long, device=device))
@@ -83,13 +83,14 @@ def energy_log_density(energy_net: EnergyNet, points: NDArray[np.float64]) -> ND
 
 
 def log_25_gaussians(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """log-density of the 25 Gaussians at points (..., 2), nats."""
+    """Log-density of the 25 Gaussians in nats, (...), at points (..., 2)."""
     square = np.square(points[..., None, :] - GAUSSIAN_CENTRES).sum(-1) / GAUSSIAN_STD**2
     log_density: NDArray[np.float64] = logsumexp(-0.5 * square, axis=-1) - np.log(25 * 2 * np.pi * GAUSSIAN_STD**2)
     return log_density
 
 
 def _held_out_nll(energy_net: EnergyNet, log_density: NDArray[np.float32], points: NDArray[np.float32]) -> float:
+    """Mean negative log-density of points (N, 2) in nats. The sum over the grid is the normaliser."""
     log_normaliser = logsumexp(log_density.astype(np.float64)) + 2 * np.log(AXIS[1] - AXIS[0])
     return float(log_normaliser - energy_log_density(energy_net, points.astype(np.float64)).mean())
 

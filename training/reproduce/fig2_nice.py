@@ -1,9 +1,9 @@
-"""Figure 2: where the truth is known. The data come from a flow, and the energy is a flow as well.
+"""Figure 2: compare the learnt density with the true one, on data from a known density.
 
-A flow's log-likelihood is exact, so the density that adversarial training arrives at can be compared with the true one
-(the protocol of Grathwohl et al. 2021, *No MCMC for Me*). The flow is NICE (Dinh et al. 2014, *NICE: Non-linear
-Independent Components Estimation*). All of it takes place in whitened coordinates, where a Gaussian is the part that is
-given and the rest is to be learned.
+The data are samples of a flow, NICE (Dinh et al. 2014, *NICE: Non-linear Independent Components Estimation*), and the
+energy of the model is a flow as well. Both log-likelihoods are exact, so that they can be compared (the protocol of
+Grathwohl et al. 2021, *No MCMC for Me*). Everything is computed in whitened coordinates. There the networks start with
+the exact solution for Gaussian data, and training learns the rest.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from torch import Tensor
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.files import write_file
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
@@ -30,11 +31,10 @@ from ddaebm.model.schedule import make_schedule
 from ddaebm.training.classifier import Classifier, classifier_bytes, describe_images, read_classifier, train_classifier
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.data import split
-from ddaebm.training.labels import read_labelled
+from ddaebm.training.labels import Labelled, read_labelled
 from ddaebm.training.modes import frechet_distance
 from ddaebm.training.reproduce.figure import (
     Arrays,
-    choose_device,
     claim,
     curve,
     keep,
@@ -51,17 +51,19 @@ from ddaebm.training.reproduce.wgan import train_wgan_gp, wgan_samples
 from ddaebm.training.step import TrainState, make_state
 from ddaebm.training.trainer import generate
 
-TRAIN, HELD_OUT = 40_000, 10_000  # draws of the true flow
+TRAIN, HELD_OUT = 40_000, 10_000  # samples of the true flow
 BATCH = 128
-POINTS = 8  # measurements along the run
+POINTS = 8  # measurements during training
 
 
 def recipe(dim: int, steps: int, seed: int) -> TrainConfig:
-    """The adversarial training of a flow.
+    """The configuration for adversarial training of a flow with `dim` coordinates.
 
-    lambda = 1, where exp(-E) is the density; a latent for each dimension, in all of which there is noise to be made;
-    energies held near those of data, without which they ran away from the generator. Little of the forward KL: it
-    brings the generator to the data whatever the energy says, so that nothing tells the energy where it is wrong.
+    - `entropy_weight` is 1, so that exp(-E) is the density.
+    - There is one latent per dimension, because every dimension contains noise.
+    - `value_penalty` keeps energies near those of the data. Without it they diverged.
+    - `forward_weight` is small. The forward KL pulls the generator to the data regardless of the energy, so that the
+      energy would get no signal where it is wrong.
     """
     network = ModelConfig(data_shape=(dim,), latent_dim=dim, widths=(512, 512), beta_max=5.0, linear_skip=True)
     return TrainConfig(recipe="nice", network=network, data="", steps=steps, batch_size=BATCH, seed=seed,
@@ -73,24 +75,29 @@ def recipe(dim: int, steps: int, seed: int) -> TrainConfig:
 def reproduce(
     out: Path, data: str | None = None, size: int = 14, steps: int = 3_000, seed: int = 0, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Fit the true flow, train an energy and a WGAN-GP on its draws; figure.png, metrics.json and arrays.npz.
+    """Fit the true flow, train an energy model and a WGAN-GP on its samples, and compare them.
+
+    Writes figure.png, metrics.json and arrays.npz to `out`. An interrupted call resumes.
 
     Args:
-        data: MNIST's training images, labels beside them.
-        size: the side that they are brought to; the flows have size² dimensions.
-        steps: train steps of the energy model; the true flow and the WGAN-GP have a third and all of them.
+        data: PATH of MNIST's training images, with the labels beside them.
+        size: Side to which images are resized; the flows have size² dimensions.
+        steps: Training steps of the energy model and of the WGAN-GP. The true flow is trained for a third of them.
 
     Returns:
-        The contents of metrics.json: `log_likelihood`, the mean over 10,000 held-out draws of the true flow in nats, of
-        `truth`, of the energy model (`ours`), of the WGAN-GP's critic read as a density and of the Gaussian of the
-        same covariance; `gap`, what each lacks of the truth's, which is KL(true ‖ model); `gap_by_step`; and
-        `fd_classifier` of as many samples of each generator and of the Gaussian, and of other exact draws (`truth`,
-        the floor). Likelihoods are those of whitened images.
+        The contents of metrics.json. All likelihoods are in nats, for whitened images.
+        `log_likelihood`: mean over 10,000 held-out samples of the true flow, under the true flow (`truth`), the energy
+        model (`ours`), the WGAN-GP's critic as a density (`wgan_gp`) and a Gaussian of the same covariance
+        (`gaussian`).
+        `gap`: the difference to the truth, which is KL(true ‖ model).
+        `gap_by_step`: the gap of the energy model during training.
+        `fd_classifier`: Fréchet distance of 10,000 samples of each model; `truth` are further samples of the true flow
+        and give the floor.
 
     Raises:
-        DataError: no `data`, or no labels.
-        ConfigError: `out` holds this figure of other settings, or no such device.
-        KeyboardInterrupt: it was asked to stop.
+        DataError: `data` is missing, or has no labels.
+        ConfigError: `out` holds this figure with other settings, or the device is not available.
+        KeyboardInterrupt: A signal stopped it.
     """
     where = choose_device(device)
     labelled = read_labelled(
@@ -98,11 +105,7 @@ def reproduce(
     )
     digest = hashlib.sha256(labelled.images.tobytes()).hexdigest()
     claim(out, figure="nice", size=size, steps=steps, seed=seed, data=digest, device=where.type)
-    if not (out / "classifier.safetensors").exists():
-        with progress("classifier, epochs", 1) as tick:
-            judge, _ = train_classifier(labelled, 1, seed, lambda epoch, loss: tick(1))
-        write_file(out / "classifier.safetensors", classifier_bytes(judge))
-    judge, _ = read_classifier(str(out / "classifier.safetensors"))
+    judge = _make_classifier(out / "classifier.safetensors", labelled, seed)
 
     images = split(labelled.images).train
     whitening = Whitening.of(images)
@@ -118,7 +121,7 @@ def reproduce(
 
     log_likelihood = {
         "truth": mean_log_prob(truth, held_out),
-        "ours": mean_log_prob(_flow_of(state), _state_0(config, held_out)) + _log_volume(config),
+        "ours": _log_likelihood(state, config, held_out),
         "wgan_gp": mean_log_prob(critic, held_out),
         "gaussian": _gaussian_log_prob(train, held_out),
     }
@@ -140,11 +143,21 @@ def reproduce(
     return metrics
 
 
+def _make_classifier(path: Path, labelled: Labelled, seed: int) -> Classifier:
+    """Train a classifier for one epoch, unless an earlier call has written it to `path`."""
+    if not path.exists():
+        with progress("classifier, epochs", 1) as tick:
+            judge, _ = train_classifier(labelled, 1, seed, lambda epoch, loss: tick(1))
+        write_file(path, classifier_bytes(judge))
+    judge, _ = read_classifier(str(path))
+    return judge
+
+
 def _make_state(std: float, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
-    """Networks of `config`, but for the energy network, which is a flow at each transition.
+    """Make the training state of `config`, but with a flow as the energy network.
 
     Args:
-        std: of the data.
+        std: Standard deviation of the data.
     """
     state = make_state(config, device)
     schedule = make_schedule(config.network)
@@ -160,25 +173,20 @@ def _make_state(std: float, config: TrainConfig, device: torch.device | str = "c
     )
 
 
-def _flow_of(state: TrainState) -> Nice:
+def _log_likelihood(state: TrainState, config: TrainConfig, x: NDArray[np.float32]) -> float:
+    """Mean log-likelihood of the energy model in nats, for points x (N, D).
+
+    The flow is a density of state 0, so x is scaled like state 0, and the log determinant of this scaling is added. The
+    noise of state 0 is left out; its std is a twentieth of the true flow's.
+    """
     assert isinstance(state.energy_net_ema, FlowEnergy)
-    return state.energy_net_ema.flow
-
-
-def _state_0(config: TrainConfig, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """x as state 0 has it, but for that state's noise, a twentieth of the true flow's."""
-    scaled: NDArray[np.float32] = x * np.float32(make_schedule(config.network).alpha_bar[0] ** 0.5)
-    return scaled
-
-
-def _log_volume(config: TrainConfig) -> float:
-    """What a density of state 0 gains as a density of x, nats."""
-    return float(config.network.data_shape[0] * math.log(make_schedule(config.network).alpha_bar[0]) / 2)
+    alpha_bar, dim = make_schedule(config.network).alpha_bar[0], config.network.data_shape[0]
+    state_0: NDArray[np.float32] = x * np.float32(alpha_bar**0.5)
+    return mean_log_prob(state.energy_net_ema.flow, state_0) + float(dim * math.log(alpha_bar) / 2)
 
 
 def _measure(truth: Nice, config: TrainConfig, x: NDArray[np.float32], state: TrainState) -> dict[str, float]:
-    model = mean_log_prob(_flow_of(state), _state_0(config, x)) + _log_volume(config)
-    return {"gap": mean_log_prob(truth, x) - model}
+    return {"gap": mean_log_prob(truth, x) - _log_likelihood(state, config, x)}
 
 
 def _gaussian_log_prob(train: NDArray[np.float32], x: NDArray[np.float32]) -> float:

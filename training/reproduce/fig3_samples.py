@@ -1,4 +1,4 @@
-"""Figure 3: what a bundle makes, how its four steps come to it, and whether it was learnt by heart."""
+"""Figure 3: samples of a bundle, their intermediate steps, and whether they are copies of training images."""
 
 import hashlib
 from collections.abc import Mapping
@@ -14,8 +14,10 @@ from torch import Tensor
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.readers import read_images
+from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.nets.networks import Generator
+from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
 from ddaebm.model.sampling import Noise, draw_noise
@@ -24,10 +26,8 @@ from ddaebm.training.data import Splits, split
 from ddaebm.training.evaluate import auroc
 from ddaebm.training.reproduce.figure import (
     Arrays,
-    choose_device,
     claim,
     draw_images,
-    load_networks,
     require_data,
     show_images,
     stage,
@@ -36,30 +36,35 @@ from ddaebm.training.reproduce.figure import (
 )
 
 BATCH = 100
-GRID, ROWS, NEAREST, POINTS = 64, 8, 4, 9  # images shown; rows of the other panels; neighbours; points on a path in z
+GRID, ROWS, NEAREST, POINTS = (
+    64,
+    8,
+    4,
+    9,
+)  # images in the grid; rows of the other panels; neighbours; points on a path in z
 
 
 def reproduce(
     out: Path, bundle: str = "fashion-mnist", data: str | None = None, classifier: str | None = None,
     images: int = 1_000, seed: int = 0, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Write figure.png, metrics.json and arrays.npz of a bundle's samples and their nearest training images.
+    """Write figure.png, metrics.json and arrays.npz for the samples of a bundle and their nearest training images.
 
     Args:
-        data: the images that the bundle was trained on.
-        classifier: shipped by name, or a file, whose features the second distance is taken in; by default the one
-            of the bundle's name.
-        images: samples whose nearest training image is sought, and at most so many held-out images.
+        data: PATH of the images that the bundle was trained on.
+        classifier: Path or name of the classifier for distances in feature space. The default is the shipped one with
+            the name of the bundle.
+        images: Number of samples, and the largest number of held-out images, that are compared with training images.
 
     Returns:
-        The contents of metrics.json. Under `pixels` (Euclidean, grey levels in [-1, 1]) and `features`, distances to
-        the nearest training image: `samples` and `held_out` each with the minimum, the 1 % quantile and the median, and
-        `samples_nearer`, the probability that a sample is nearer than a held-out image. Learning by heart would show
-        as small distances and a probability near 1; what is as new as held-out images has 0.5.
+        The contents of metrics.json. `pixels` (Euclidean distance, pixels in [-1, 1]) and `features` describe distances
+        to the nearest training image: `samples` and `held_out` with the minimum, the 1 % quantile and the median; and
+        `samples_nearer`, the probability that a sample is nearer than a held-out image. Memorised images would give
+        small distances and a probability near 1. Samples as new as the held-out images give 0.5.
 
     Raises:
-        DataError: no `data`, or not the images that the bundle was trained on; no such classifier.
-        ConfigError: `out` holds this figure of other settings, or no such device.
+        DataError: `data` is missing or is not the training data of the bundle, or the classifier cannot be read.
+        ConfigError: `out` holds this figure with other settings, or the device is not available.
     """
     loaded = load_bundle(find_bundle(bundle))
     parts = _training_parts(loaded, require_data(data, f"the images that {bundle} was trained on"))
@@ -93,19 +98,19 @@ def _training_parts(bundle: Bundle, data: str) -> Splits:
     parts = split(read_images(data, bundle.contract))
     if hashlib.sha256(parts.train.tobytes()).hexdigest() != bundle.splits["train"]["sha256"]:
         raise DataError(
-            f"{data}: not the images that {bundle.name} was trained on, of which there were"
-            f" {bundle.splits['train']['count']} and a fourth as many held out; give the PATH that `train` was given"
+            f"{data}: not the images that {bundle.name} was trained on ({bundle.splits['train']['count']} training"
+            " images, and a quarter as many held out); give the PATH that was given to `ddaebm train`"
         )
     return parts
 
 
 def _sampled(bundle: Bundle, generator: Generator, images: int, seed: int, device: torch.device) -> Arrays:
-    """Samples; of the first rows their states and guesses; and paths in z with all other noise fixed."""
+    """Draw the samples, the intermediate states of the first `ROWS`, and interpolations in z with other noise fixed."""
     made = draw_images(bundle, generator, max(images, GRID), seed)
     seeds = torch.from_numpy(image_seeds(seed, 2 * ROWS)).to(device)
     noise = draw_noise(bundle.config, seeds)
     passed = watched_sample(bundle, generator, Noise(*(part[:ROWS] for part in noise)))
-    # The mapping puts z on the sphere, so the path is a great circle.
+    # The generator normalises z, so the interpolation follows a great circle.
     start, end = noise.z[:ROWS, None], noise.z[ROWS:, None]  # (R, 1, T, nz)
     turn = torch.linspace(0, torch.pi / 2, POINTS, device=device)[:, None, None]
     z = (turn.cos() * start + turn.sin() * end).flatten(0, 1)
@@ -133,7 +138,7 @@ def _features(judge: Classifier, images: NDArray[np.uint8]) -> Tensor:
 
 
 def _nearest(points: Tensor, among: Tensor, count: int, space: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Distances (N, count) of `points` to the nearest `among`, ascending, and their places there."""
+    """For each of `points` (N, D), the `count` nearest rows of `among`: ascending distances and indices, (N, count)."""
     distances, places = [], []
     with progress(f"neighbours in {space}", len(points)) as tick:
         for block in torch.split(points, BATCH):
@@ -164,7 +169,7 @@ def _draw(bundle: Bundle, train: NDArray[np.uint8], made: Arrays, spaces: Mappin
     (grid, steps, between), (pixels, features, right) = figure.subplots(2, 3)
     show_images(grid, made["samples"][:GRID], 8, "samples")
 
-    # x_T, then for each transition its guess of the image and the state that it went to.
+    # x_T, then for each transition the predicted image and the resulting state.
     x_tp1, x0_hat = (torch.from_numpy(made[name]) for name in ("x_tp1", "x0_hat"))
     num_steps = bundle.config.num_steps
     columns = [x_tp1[:, -1]]

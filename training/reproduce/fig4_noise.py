@@ -1,4 +1,4 @@
-"""Figure 4: what the energy at state 0 says of real images, of generated ones, and of real ones with noise."""
+"""Figure 4: energies at state 0 of real images, of generated images, and of real images with added noise."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,9 @@ from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.images.readers import read_images
+from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.networks import EnergyNet
+from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import random_word
 from ddaebm.model.progress import progress
 from ddaebm.model.schedule import make_schedule
@@ -21,17 +23,15 @@ from ddaebm.training.data import to_tensor
 from ddaebm.training.evaluate import auroc
 from ddaebm.training.reproduce.figure import (
     Arrays,
-    choose_device,
     claim,
     draw_images,
-    load_networks,
     require_data,
     stage,
     write_results,
 )
 
 BATCH = 100
-STDS = (0.0, 0.01, 0.1, 0.5)  # of the Gaussian noise, pixels being in [-1, 1]; the first are the real images
+STDS = (0.0, 0.01, 0.1, 0.5)  # std of the Gaussian noise for pixels in [-1, 1]; 0 means the real images
 GENERATED = "generated"
 
 
@@ -39,23 +39,24 @@ def reproduce(
     out: Path, bundle: str = "fashion-mnist", data: str | None = None, images: int = 10_000, seed: int = 0,
     device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Write figure.png, metrics.json and arrays.npz of log-likelihoods up to a constant, -E(x_0, 0).
+    """Write figure.png, metrics.json and arrays.npz for log-likelihoods up to a constant, -E(x_0, 0).
 
-    x_0 is what the network was trained on: the image scaled by sqrt(alpha_bar_0), plus the noise of state 0. The
-    Gaussian noise is added to the image before that, and not clipped; each image has its own draw, the same at each
-    std, and another than that of state 0.
+    x_0 is state 0, as in training: the image scaled by sqrt(alpha_bar_0), plus the noise of state 0. The Gaussian noise
+    is added to the image before scaling, without clipping. It is drawn for each image independently of the noise of
+    state 0, and is the same for every std up to the scale.
 
     Args:
-        data: real images that the networks were not trained on; the first `images` of them, and as many samples.
+        data: PATH of real images that the networks were not trained on.
+        images: Number of real images to use, from the start of `data`, and of generated images.
 
     Returns:
-        The contents of metrics.json: under `auroc` the probability that a real image has a higher log-likelihood
-        than a generated one, and than one with noise of each std; under `less_likely_than_itself` the share of the
-        images that their own noise makes less likely; under `log_likelihood` mean and std of each.
+        The contents of metrics.json. `auroc`: the probability that a real image has a higher log-likelihood than a
+        generated image, or than an image with noise of each std. `less_likely_than_itself`: the share of images that
+        are less likely with noise than without. `log_likelihood`: mean and standard deviation of each group.
 
     Raises:
-        DataError: no `data`, or some of it was trained on.
-        ConfigError: `out` holds this figure of other settings, or no such device.
+        DataError: `data` is missing, or contains training images.
+        ConfigError: `out` holds this figure with other settings, or the device is not available.
     """
     loaded = load_bundle(find_bundle(bundle))
     given = require_data(data, f"test images, which {bundle} was not trained on")
@@ -90,11 +91,15 @@ def reproduce(
 
 
 def _unseen(bundle: Bundle, data: str, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`images` without the few that a data set's two halves have in common."""
+    """Remove training images from `images`. A few are expected, because test sets can contain duplicates.
+
+    Raises:
+        DataError: More than 1 % of the images were used for training.
+    """
     known = np.isin(fingerprints(images), bundle.fingerprints())
     if known.mean() > 0.01:
         raise DataError(
-            f"{data}: {known.sum()} of {len(images)} images were trained on, and are the likelier for it;"
+            f"{data}: {known.sum()} of {len(images)} images were used for training, which raises their likelihood;"
             " give test images"
         )
     return images[~known]
@@ -105,7 +110,7 @@ def _log_likelihood(
     bundle: Bundle, energy_net: EnergyNet, images: NDArray[np.uint8], std: float, seed: int, name: str,
     device: torch.device,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """-E(x_0, 0) of images (N, H, W, C) with noise of `std`, (N,)."""
+    """-E(x_0, 0), (N,), of images (N, H, W, C) with Gaussian noise of standard deviation `std`."""
     schedule, values = make_schedule(bundle.config), []
     rng = torch.Generator().manual_seed(random_word(seed, 0))
     with progress(f"log-likelihood, {name}", len(images)) as tick:
@@ -125,7 +130,7 @@ def _draw(bundle: Bundle, log_likelihood: Arrays, aurocs: dict[str, float]) -> F
     for axes, (name, area) in zip(figure.subplots(1, len(aurocs)), aurocs.items(), strict=True):
         other = log_likelihood[name]
         label = name if name == GENERATED else f"real + noise of std {name}"
-        # Far tails would leave the histograms a pixel wide.
+        # Cut off far tails, which would make the histograms very narrow.
         low, high = np.quantile(np.concatenate([real, other]), [0.005, 0.995])
         for values, title in ((real, "real"), (other, label)):
             axes.hist(values, bins=np.linspace(low, high, 80).tolist(), density=True, alpha=0.6, label=title)

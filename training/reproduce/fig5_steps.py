@@ -1,4 +1,4 @@
-"""Figure 5: how good samples are while training goes on, with one, two, four and eight denoising steps."""
+"""Figure 5: sample quality during training, with one, two, four and eight denoising steps."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ddaebm.model.errors import ConfigError
+from ddaebm.model.nets.device import choose_device
 from ddaebm.training.classifier import read_classifier
-from ddaebm.training.data import load_data, split
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import Splits, load_data, split
 from ddaebm.training.recipes import make_config
 from ddaebm.training.reproduce.figure import (
-    choose_device,
     claim,
     curve,
     keep,
@@ -25,14 +26,16 @@ from ddaebm.training.reproduce.measures import OfImages, OfPoints, measures
 from ddaebm.training.step import TrainState
 
 NUM_STEPS = (1, 2, 4, 8)
-POINTS = 8  # measurements along a run
+POINTS = 8  # measurements per run
 
 
 class Dataset(NamedTuple):
+    """A data set of this figure."""
+
     recipe: str
-    steps: int  # train steps of each T by default: minutes on a CPU
-    samples: int
-    shown: tuple[str, ...]  # metrics that are drawn
+    steps: int  # default train steps for each T; they take minutes on a CPU
+    samples: int  # default samples per measurement
+    shown: tuple[str, ...]  # metrics in the plot
 
 
 DATASETS = {
@@ -45,29 +48,29 @@ def reproduce(
     out: Path, dataset: str = "25-gaussians", data: str | None = None, classifier: str = "fashion-mnist",
     images: int | None = None, steps: int | None = None, seed: int = 0, device: str = "auto",
 ) -> dict[str, Any]:  # fmt: skip
-    """Train for each T and measure on the way; write figure.png, metrics.json and arrays.npz.
+    """Train with each T and measure during training; write figure.png, metrics.json and arrays.npz.
 
-    Each T has the same noise at both ends, the same networks, batches and learning rates; a train step costs the same,
-    a sample T calls of the generator.
+    All T share the noise levels at both ends, the networks, the batches and the learning rates. A train step costs the
+    same for all. A sample costs T generator calls.
 
     Args:
-        data: for `fashion-mnist`, its training images.
-        classifier: whose features `fd_classifier`, `precision` and `recall` are taken in.
-        images: samples a measurement.
-        steps: train steps of each T.
+        data: The training images, for `fashion-mnist`.
+        classifier: The classifier whose features `fd_classifier`, `precision` and `recall` use.
+        images: Samples per measurement.
+        steps: Train steps for each T.
 
     Returns:
-        The contents of metrics.json: for each of `num_steps` the list `train_steps` and one of each metric: those of
-        `training.modes.mode_report` and `kl_density` for points, of the averaged networks, and for images those of
-        `evaluate`, against held-out images.
+        The contents of metrics.json. `num_steps` has for each T the list `train_steps` and a list per metric of the
+        averaged networks. For points these are the metrics of `training.modes.mode_report` and `kl_density`, for
+        images those of `evaluate`, against held-out images.
 
     Raises:
-        ConfigError: no such data set or device, or `out` holds this figure of other settings.
-        DataError: no `data` where it is needed; no such classifier.
-        KeyboardInterrupt: it was asked to stop.
+        ConfigError: There is no such data set or device, or `out` holds this figure with other settings.
+        DataError: `data` is missing or unreadable, or there is no such classifier.
+        KeyboardInterrupt: A signal stopped it.
     """
     if dataset not in DATASETS:
-        raise ConfigError(f"the figure steps has the sets {', '.join(DATASETS)}, not {dataset!r}")
+        raise ConfigError(f"the figure steps has the data sets {', '.join(DATASETS)}, not {dataset!r}")
     recipe, default_steps, default_samples, shown = DATASETS[dataset]
     total, count = steps or default_steps, images or default_samples
     every = max(total // POINTS, 1)
@@ -87,18 +90,24 @@ def reproduce(
     curves = {}
     for num_steps in NUM_STEPS:
         config = base.override({"network.num_steps": str(num_steps)})
-        folder = out / f"T-{num_steps}"
         of = measures(config, count, parts, classifier)
-
-        def measure(state: TrainState, of: OfPoints | OfImages = of) -> Mapping[str, float]:
-            return of.measure(of.look(state))
-
-        train_to_the_end(config, parts.train, folder, device, observe=keep(folder, measure))
-        curves[str(num_steps)] = curve(folder, every, total)
+        curves[str(num_steps)] = _train_and_measure(out / f"T-{num_steps}", config, parts, of, device)
     metrics = about | {"num_steps": curves}
     arrays = {f"T-{t}-{name}": np.array(row) for t, curve in curves.items() for name, row in curve.items()}
     write_results(out, _draw(curves, shown, about), metrics, arrays)
     return metrics
+
+
+def _train_and_measure(
+    folder: Path, config: TrainConfig, parts: Splits, of: OfPoints | OfImages, device: str
+) -> dict[str, list[float]]:
+    """Train in `folder` and return `train_steps` and each metric, measured every `config.sample_every` steps."""
+
+    def measure(state: TrainState) -> Mapping[str, float]:
+        return of.measure(of.look(state))
+
+    train_to_the_end(config, parts.train, folder, device, observe=keep(folder, measure))
+    return curve(folder, config.sample_every, config.steps)
 
 
 def _draw(curves: Mapping[str, Mapping[str, list[float]]], shown: tuple[str, ...], about: Mapping[str, Any]) -> Figure:

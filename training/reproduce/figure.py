@@ -1,4 +1,4 @@
-"""What the figures share: files of one form, stages that are not computed twice, a bundle's networks."""
+"""Helpers that the figures share: output files, cached stages, training and sampling."""
 
 import io
 import json
@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from ddaebm.model.bundle import Bundle
@@ -20,7 +19,7 @@ from ddaebm.model.errors import ConfigError, DataError
 from ddaebm.model.files import read_arrays, write_file
 from ddaebm.model.images.encode import make_grid
 from ddaebm.model.nets.graphs import to_pixels
-from ddaebm.model.nets.networks import EnergyNet, Generator
+from ddaebm.model.nets.networks import Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.progress import progress
 from ddaebm.model.sampling import Noise, draw_noise, sample
@@ -28,6 +27,7 @@ from ddaebm.model.schedule import make_schedule
 from ddaebm.training import checkpoint
 from ddaebm.training.config import TrainConfig
 from ddaebm.training.interrupt import Interrupt
+from ddaebm.training.objective import DDAEBMLoss
 from ddaebm.training.step import TrainState, make_state
 from ddaebm.training.trainer import train
 
@@ -37,31 +37,31 @@ Measure: TypeAlias = Callable[[TrainState], Mapping[str, float]]
 
 
 def encode_figure(figure: Figure, dpi: int = 120) -> bytes:
-    """PNG of `figure`, without a date or version inside: the same for the same input, drawn without a display."""
+    """Encode `figure` as a PNG, without a display. Equal figures give equal bytes: it holds no date and no version."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def encode_npz(arrays: Arrays) -> bytes:
-    """The same arrays give the same bytes."""
+    """Encode arrays as a compressed .npz. Equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
     return buffer.getvalue()
 
 
 def write_results(out: Path, figure: Figure, metrics: Mapping[str, Any], arrays: Arrays) -> None:
-    """figure.png, arrays.npz and metrics.json, the last of which says that all are there."""
+    """Write figure.png, arrays.npz and, last, metrics.json; if it exists, the figure is complete."""
     write_file(out / "figure.png", encode_figure(figure))
     write_file(out / "arrays.npz", encode_npz(arrays))
     write_file(out / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def claim(out: Path, **settings: Any) -> None:
-    """Make the folder `out` that of these settings; what earlier calls left there can then be gone on with.
+    """Record the settings of the folder `out`, so that only a call with equal settings continues in it.
 
     Raises:
-        ConfigError: it was made with others.
+        ConfigError: The folder was made with other settings.
     """
     path, text = out / "settings.json", json.dumps(settings, indent=2) + "\n"
     if path.exists() and path.read_text() != text:
@@ -71,7 +71,7 @@ def claim(out: Path, **settings: Any) -> None:
 
 
 def stage(out: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """Arrays of `make`, kept in `out`/stages: a claimed folder computes each stage once."""
+    """Call `make` and cache its arrays in `out`/stages; later calls read the cache."""
     path = out / "stages" / f"{name}.npz"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -86,23 +86,24 @@ def train_to_the_end(
     device: str,
     make: Callable[..., TrainState] = make_state,
     observe: Callable[[TrainState], None] | None = None,
+    make_loss: type[DDAEBMLoss] = DDAEBMLoss,
 ) -> TrainState:
-    """`training.trainer.train`, for a figure that has nothing to show of half a run.
+    """`training.trainer.train`, but an unfinished run raises KeyboardInterrupt.
 
     Raises:
-        ConfigError: `run` is one with other settings.
-        KeyboardInterrupt: it was asked to stop, and has left a checkpoint.
+        ConfigError: `run` is a run with other settings.
+        KeyboardInterrupt: A signal stopped training. A checkpoint is written, so the same call resumes.
     """
     if checkpoint.list_checkpoints(run) and checkpoint.read_config(run) != config:
         raise ConfigError(f"{run} is a run with other settings; give another --out, or delete it")
-    state = train(config, data, run, device, make, observe)
+    state = train(config, data, run, device, make, observe, make_loss)
     if state.step < config.steps:
         raise KeyboardInterrupt
     return state
 
 
 def keep(folder: Path, measure: Measure) -> Callable[[TrainState], None]:
-    """What `train` is to do on the way: measure, once for each step, into `folder`."""
+    """An `observe` function for `train` that writes the measures of each step to `folder`, once per step."""
 
     def observe(state: TrainState) -> None:
         path = folder / "measured" / f"step-{state.step:07d}.npz"
@@ -114,7 +115,7 @@ def keep(folder: Path, measure: Measure) -> Callable[[TrainState], None]:
 
 
 def curve(folder: Path, every: int, total: int) -> dict[str, list[float]]:
-    """What was kept, by name, at each multiple of `every` and at the end; not where a run was stopped in between."""
+    """Read the measures that `keep` wrote at each multiple of `every` and at step `total`, as lists by name."""
     places = sorted({*range(every, total + 1, every), total})
     rows = [read_arrays((folder / "measured" / f"step-{step:07d}.npz").read_bytes()) for step in places]
     return {"train_steps": [*places], **{name: [float(row[name]) for row in rows] for name in rows[0]}}
@@ -124,10 +125,15 @@ def fit(
     path: Path, what: str, nets: nn.Module, optimizers: Sequence[torch.optim.Optimizer], steps: int,
     step: Callable[[int], None], every: int = 500,
 ) -> None:  # fmt: skip
-    """Call `step(i)` for i up to `steps`; `nets` and `optimizers`, which it changes, are kept in `path`.
+    """Call `step(i)` for i in 0..steps-1, and resume from the checkpoint in `path` if there is one.
+
+    Args:
+        path: File for the state of `nets` and `optimizers`, which `step` updates.
+        what: Title of the progress bar.
+        every: Steps between checkpoints.
 
     Raises:
-        KeyboardInterrupt: it was asked to stop, and has kept what there is.
+        KeyboardInterrupt: A signal stopped it. A checkpoint is written, so the same call resumes.
     """
     done = 0
     if path.exists():
@@ -151,25 +157,21 @@ def fit(
 
 
 def seeded(seed: int, make: Callable[[], Net], device: torch.device) -> Net:
-    """What `make` makes, its random beginning that of `seed`."""
+    """Call `make` with torch's random generator seeded by `seed`, and move the network to `device`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make().to(device)
 
 
-def choose_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one.
+def require_data(data: str | None, what: str) -> str:
+    """Return `data`.
+
+    Args:
+        what: Description of the data, for the error message.
 
     Raises:
-        ConfigError: there is no such device.
+        DataError: `data` is missing.
     """
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device {device!r} is not to be had here; give auto, cpu or cuda")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def require_data(data: str | None, what: str) -> str:
-    """Raises DataError, which says what to give, where there is no `data`."""
     if not data:
         raise DataError(
             f"this figure needs --data PATH: {what} (a folder or archive of images, .npy, .npz or an IDX file)"
@@ -177,16 +179,8 @@ def require_data(data: str | None, what: str) -> str:
     return data
 
 
-def load_networks(bundle: Bundle, device: torch.device) -> tuple[Generator, EnergyNet]:
-    """A bundle's networks on torch, from its weights."""
-    generator, energy_net = Generator(bundle.config), EnergyNet(bundle.config)
-    generator.load_state_dict(load(bundle.read("generator.safetensors")))
-    energy_net.load_state_dict(load(bundle.read("energy_net.safetensors")))
-    return generator.to(device).eval().requires_grad_(False), energy_net.to(device).eval().requires_grad_(False)
-
-
 class Passed(NamedTuple):
-    """One pass of the sampler for B samples, as it went: column k is transition k's."""
+    """Intermediate states of the sampler for B samples; index k of the second axis is transition k."""
 
     x_tp1: Tensor  # (B, T, *data_shape), as is the next
     x0_hat: Tensor
@@ -195,7 +189,7 @@ class Passed(NamedTuple):
 
 @torch.no_grad()
 def watched_sample(bundle: Bundle, generator: Generator, noise: Noise) -> Passed:
-    """The sampler's own loop, watched."""
+    """Run the sampler and record the input and output of each generator call."""
     states: list[Tensor] = []
     guesses: list[Tensor] = []
 
@@ -210,7 +204,7 @@ def watched_sample(bundle: Bundle, generator: Generator, noise: Noise) -> Passed
 
 
 def draw_images(bundle: Bundle, generator: Generator, count: int, seed: int, batch: int = 100) -> NDArray[np.uint8]:
-    """The images that the service makes of `seed`, (count, H, W, C)."""
+    """Sample the images that the service returns for `seed`, uint8 (count, H, W, C)."""
     device, made = next(generator.parameters()).device, []
     seeds = torch.from_numpy(image_seeds(seed, count)).to(device)
     with progress("sample", count) as tick:
@@ -222,7 +216,7 @@ def draw_images(bundle: Bundle, generator: Generator, count: int, seed: int, bat
 
 
 def show_images(axes: Axes, images: NDArray[np.uint8], columns: int, title: str) -> None:
-    """Images (N, H, W, C) as a grid without ticks."""
+    """Draw images (N, H, W, C) as a grid without ticks."""
     axes.imshow(make_grid(images, columns, gap=1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()

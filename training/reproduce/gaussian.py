@@ -1,4 +1,4 @@
-"""Networks for points that begin at the exact answer for Gaussian data: what they have to learn is the rest."""
+"""Initialise the networks for points with the exact solution for Gaussian data, so that training learns the rest."""
 
 import math
 from typing import cast
@@ -14,10 +14,11 @@ from ddaebm.model.schedule import make_schedule
 
 @torch.no_grad()
 def begin_as_gaussian(config: ModelConfig, generator: Generator, encoder: Encoder | None = None) -> None:
-    """Set their weights for data N(0, I), of as many dimensions as latents, with `config.linear_skip`.
+    """Set the weights of the linear skips to the exact solution for data N(0, I), and those of the heads to 0.
 
-    Then x_clean | x_tp1 is N(sqrt(a)·x_tp1, 1 - a), a being alpha_bar of x_tp1, and the generator makes it of z. Given
-    x_t as well, z is Gaussian again, which is what the encoder says.
+    Needs `config.linear_skip`, and as many latents as data dimensions. With a = alpha_bar of x_tp1, the exact
+    distribution of x_clean given x_tp1 is N(sqrt(a)·x_tp1, 1 - a), which the generator makes from z. The encoder gets
+    the exact posterior of z given x_t and x_tp1, which is Gaussian as well.
     """
     schedule, eye = make_schedule(config), torch.eye(config.latent_dim)
     to_x, _ = _linear_part(generator)
@@ -29,7 +30,8 @@ def begin_as_gaussian(config: ModelConfig, generator: Generator, encoder: Encode
     to_z, bias = _linear_part(encoder)
     for k in range(config.num_steps):
         a = schedule.alpha_bar[k + 1]
-        gain, var = schedule.c1[k] * (1 - a) ** 0.5, math.exp(schedule.posterior_log_var[k])  # of z in x_t; beside it
+        gain, var = schedule.c1[k] * (1 - a) ** 0.5, math.exp(schedule.posterior_log_var[k])
+        # x_t = gain·z + a linear function of x_tp1 + noise of variance var.
         precision = 1 + gain**2 / var
         slope = gain / var / precision
         mean = torch.cat([eye * slope, -eye * slope * (schedule.c1[k] * a**0.5 + schedule.c2[k])], 1)
@@ -38,7 +40,7 @@ def begin_as_gaussian(config: ModelConfig, generator: Generator, encoder: Encode
 
 
 def _linear_part(net: Generator | Encoder) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights (T, out, in) and biases (T, out) of the linear skip of a network that has nothing else to say."""
+    """Set the output layer of a network to 0, and return views of its linear skip: (T, out, in) and (T, out)."""
     backbone = cast(MLP, net.backbone)
     nn.init.zeros_(backbone.head.weight)
     nn.init.zeros_(backbone.head.bias)

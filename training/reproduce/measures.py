@@ -1,4 +1,4 @@
-"""How near a model of points, or of images, has come to its data: what several figures measure."""
+"""Measures of sample quality, for points and for images, that several figures share."""
 
 from collections.abc import Mapping
 
@@ -21,26 +21,36 @@ from ddaebm.training.trainer import generate
 BATCH = 100
 
 
-def measures(config: TrainConfig, count: int, parts: Splits, classifier: str) -> "OfPoints | OfImages":
-    """What measures models of `config`: points need no classifier."""
-    return OfImages(config, count, parts, classifier) if config.network.is_image else OfPoints(config, count)
+def measures(
+    config: TrainConfig, count: int, parts: Splits, classifier: str, has_density: bool = True
+) -> "OfPoints | OfImages":
+    """The measures for models of `config`.
+
+    Args:
+        count: Number of samples to measure.
+        classifier: Name or file of the classifier that measures images; not used for points.
+        has_density: Whether exp(-E) is a density of points; not used for images.
+    """
+    if config.network.is_image:
+        return OfImages(config, count, parts, classifier)
+    return OfPoints(config, count, has_density)
 
 
 class OfPoints:
-    """Models of the 25 Gaussians, by `count` samples and the density that the energy says."""
+    """Measures of a model of the 25 Gaussians: `count` samples, and the density exp(-E) if `has_density`."""
 
-    def __init__(self, config: TrainConfig, count: int) -> None:
-        self.config, self.count = config, count
+    def __init__(self, config: TrainConfig, count: int, has_density: bool = True) -> None:
+        self.config, self.count, self.has_density = config, count, has_density
 
     def look(self, state: TrainState) -> Arrays:
-        """`samples` (count, 2) of the averaged networks and, where there is one, `log_density` over `toy.GRID`."""
+        """`samples` (count, 2) of the averaged networks and, with a density, `log_density` on `fig1_toy.GRID`."""
         samples = generate(self.config, state.generator_ema, image_seeds(self.config.seed, self.count)).cpu().numpy()
-        if self.config.network.energy_sees_next:  # a discriminator
+        if not self.has_density:
             return {"samples": samples}
         return {"samples": samples, "log_density": energy_log_density(state.energy_net_ema, GRID)}
 
     def measure(self, found: Arrays) -> Mapping[str, float]:
-        """Those of `training.modes.mode_report`, and `kl_density`: KL(true ‖ exp(-E)) in nats."""
+        """The metrics of `training.modes.mode_report` and, with a density, `kl_density`: KL(true ‖ exp(-E)) in nats."""
         report = mode_report(found["samples"], GAUSSIAN_CENTRES, GAUSSIAN_STD)
         if "log_density" in found:
             report["kl_density"] = grid_kl(log_25_gaussians(GRID), found["log_density"])
@@ -48,7 +58,7 @@ class OfPoints:
 
 
 class OfImages:
-    """Models of images, by `count` samples beside the data's held-out images, in the features of a classifier."""
+    """Measures of a model of images: `count` samples against held-out images, in the features of a classifier."""
 
     def __init__(self, config: TrainConfig, count: int, parts: Splits, classifier: str) -> None:
         self.config, self.count = config, count
@@ -67,6 +77,7 @@ class OfImages:
         return {"samples": np.concatenate(made)}
 
     def measure(self, found: Arrays) -> Mapping[str, float]:
+        """`fd_classifier`, `precision` and `recall`, as `evaluate` reports them."""
         generated, _ = describe_images(self.judge, found["samples"])
         precision, recall = precision_recall(self.real[: self.count], generated)
         return {

@@ -56,12 +56,12 @@ HOSTILE = {
     "exif": (png(chunk(b"eXIf", tiff({274: (5, 2**15, 0)}, b"\1\0\0\0" * 2**16))), "EXIF"),
     "exif segments": (b"\xff\xd8" + b"\xff\xe1\0\x0aExif\0\0xx" * 17, "EXIF"),
     "resources": (b"\xff\xd8\xff\xed\x80\x00Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 2001, "Photoshop"),
-    "runs": (bmp_rle(b"\1\5" * MANY), "pieces"),
-    "empty runs": (bmp_rle(b"\0\2\0\0" * MANY), "pieces"),
-    "chunks": (png(chunk(b"prVt") * MANY), "pieces"),
-    "comments": (GIF + b"!\xfe\1x\0" * MANY, "pieces"),
-    "markers": (b"\xff\xd8" + b"\xff\xfe\0\2" * MANY, "pieces"),
-    "fill": (b"\xff\xd8" + b"\xff" * 2 * MANY, "pieces"),
+    "runs": (bmp_rle(b"\1\5" * MANY), "parts"),
+    "empty runs": (bmp_rle(b"\0\2\0\0" * MANY), "parts"),
+    "chunks": (png(chunk(b"prVt") * MANY), "parts"),
+    "comments": (GIF + b"!\xfe\1x\0" * MANY, "parts"),
+    "markers": (b"\xff\xd8" + b"\xff\xfe\0\2" * MANY, "parts"),
+    "fill": (b"\xff\xd8" + b"\xff" * 2 * MANY, "parts"),
 }
 
 
@@ -114,5 +114,5 @@ def test_reads_are_counted() -> None:
     handle = CountedReads(b"ab")
     handle.left = 2
     assert [handle.read(1), handle.read()] == [b"a", b"b"]
-    with pytest.raises(ImageFormatError, match="pieces"):
+    with pytest.raises(ImageFormatError, match="parts"):
         handle.read()

@@ -69,7 +69,7 @@ def test_an_archive_that_breaks_off_is_an_error_and_what_came_before_is_not_lost
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_an_archive_without_images_is_an_error(tmp_path: Path, name: str) -> None:
     path = write_archive(tmp_path / name, {"notes.txt": b"words"})
-    with pytest.raises(DataError, match=r"no images in it; files ending in \.bmp"):
+    with pytest.raises(DataError, match=r"no images found; give files ending in \.bmp"):
         read(path)
 
 
@@ -108,7 +108,7 @@ def test_an_array_is_read_row_by_row_and_a_short_one_is_an_error_after_its_rows(
     np.save(tmp_path / "a.npy", images(5))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-1])
     seen = []
-    with pytest.raises(DataError, match=r"a\.npy: truncated: 4 of 5 images are there"):
+    with pytest.raises(DataError, match=r"a\.npy: truncated: it holds 4 of 5 images"):
         seen.extend(entries(tmp_path / "a.npy"))
     np.testing.assert_array_equal([entry.content for entry in seen], images(5)[:4])
     assert seen[1].name == f"{tmp_path / 'a.npy'}[1]"
@@ -157,7 +157,7 @@ def test_every_version_of_npy_is_read(version: tuple[int, int], shape: tuple[int
 def test_a_header_that_claims_more_than_memory_allocates_nothing(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000, 4, 5), }"
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(20))
-    with pytest.raises(DataError, match="1 of 1000000000 images are there"):
+    with pytest.raises(DataError, match="it holds 1 of 1000000000 images"):
         read(tmp_path / "a.npy")
 
 

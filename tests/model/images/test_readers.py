@@ -114,7 +114,7 @@ MALFORMED = [
     ("text.npy", raw(b"these are words"), "not a readable .npy array"),
     ("cut.npy", raw(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran"), "not a readable .npy array"),
     ("a-idx3-ubyte", raw(IDX[:-1]), "truncated"),
-    ("b-idx3-ubyte", raw(IDX + b"x"), "longer than its header says"),
+    ("b-idx3-ubyte", raw(IDX + b"x"), "longer than its header states"),
     ("c-idx3-ubyte", raw(IDX[:10]), "cannot be read|truncated"),
     ("d-idx3-ubyte", raw(idx_bytes(images(), magic=0x801)), "not an IDX file of images"),
     ("e-idx3-ubyte", raw(idx_bytes(images(count=0))), "not an IDX file of images"),
@@ -152,9 +152,9 @@ def test_files_that_are_no_images_are_counted_and_the_first_three_named(tmp_path
         with pytest.raises(DataError, match="5 of 9 files cannot be used") as caught:
             function(tmp_path)
         message = str(caught.value)
-        assert all(f"text{i}.png: not an image that can be read" in message for i in range(3))
+        assert all(f"text{i}.png: not a readable image" in message for i in range(3))
         assert "text3.png" not in message
-        assert message.endswith("; …; mend or remove them")
+        assert message.endswith("; …; repair or remove them")
 
 
 def test_images_that_are_not_alike_are_counted_by_kind_with_what_to_do(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
-from ddaebm.model.nets.torch_engine import CudaGraphs, TorchEngine, choose_device, ladder
+from ddaebm.model.nets.device import choose_device
+from ddaebm.model.nets.torch_engine import CudaGraphs, TorchEngine, ladder
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.runtime import OnnxEngine
 from ddaebm.service.registry import load_engines
@@ -129,7 +130,7 @@ def test_weights_of_other_networks_are_refused(debug_bundle: Path, forge: Callab
 
 
 class Doubler:
-    """As a captured graph does, it reads one place and writes another: those of the call that was captured."""
+    """Like a captured graph, it reads the input buffer and writes the output buffer of the captured call."""
 
     def __init__(self) -> None:
         self.calls = 0

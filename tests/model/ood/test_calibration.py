@@ -105,7 +105,7 @@ def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path
     card = new.read("README.md").decode()
     assert card.startswith(bundle.read("README.md").decode())
     assert "300 other images" in card
-    with pytest.raises(BundleError, match="is the bundle that is calibrated"):
+    with pytest.raises(BundleError, match="is the bundle to calibrate"):
         calibrate(new, inverted[300:], tmp_path / "x" / ".." / "new", 0.1)
     twice, _ = calibrate(new, inverted[300:], tmp_path / "twice", 0.1, "night")
     assert (new.name, twice.name) == (bundle.name, "night")
@@ -130,7 +130,7 @@ def test_images_that_were_trained_on_are_refused(
 ) -> None:
     images = unseen[:100].copy()
     images[[7, 30]] = getattr(splits, part)[[3, 4]]
-    with pytest.raises(DataError, match=r"2 of 100 images were trained on \(in order, from 0: 7, 30\)"):
+    with pytest.raises(DataError, match=r"2 of 100 images were used for training \(indices from 0: 7, 30\)"):
         calibrate(bundle, images, tmp_path / "out", 0.05)
     assert not (tmp_path / "out").exists()
 

@@ -129,7 +129,7 @@ def test_interval_counts_the_p_values_that_fire(n: int) -> None:
 
 @pytest.mark.parametrize(("alpha", "n"), [(0.0, 100), (0.009, 100), (0.05, 18)])
 def test_alpha_that_can_never_fire_is_refused(alpha: float, n: int) -> None:
-    with pytest.raises(ConfigError, match="can never fire"):
+    with pytest.raises(ConfigError, match="can never raise an alarm"):
         false_alarm_interval(alpha, n)
 
 

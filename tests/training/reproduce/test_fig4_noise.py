@@ -9,11 +9,11 @@ import torch
 
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import DataError
+from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import to_tensor
 from ddaebm.training.evaluate import auroc
 from ddaebm.training.reproduce import fig4_noise as noise
-from ddaebm.training.reproduce.figure import load_networks
 from tests.training.reproduce.golden import shapes, unseen_shapes
 
 
@@ -37,7 +37,7 @@ def test_log_likelihoods_are_minus_the_energy_of_state_0(debug_bundle: Path, tmp
 
 
 def test_training_images_are_refused_and_none_is_said(debug_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"images were trained on.*give test images"):
+    with pytest.raises(DataError, match=r"images were used for training.*give test images"):
         noise.reproduce(tmp_path / "figure", str(debug_bundle), shapes(tmp_path))
     with pytest.raises(DataError, match="needs --data PATH: test images"):
         noise.reproduce(tmp_path / "figure", str(debug_bundle))

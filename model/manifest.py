@@ -1,0 +1,120 @@
+"""The manifest of a bundle, `bundle.json`: its schema, and the errors for a manifest that does not match it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+from ddaebm.model.config import RETIRED, ModelConfig, drop_retired
+from ddaebm.model.errors import BundleError, BundleVersionError
+from ddaebm.model.images.contract import Contract
+
+S = TypeVar("S", bound=BaseModel)
+
+FORMAT_VERSION = 5
+MANIFEST = "bundle.json"
+_SHOWN = 3  # faults that an error message lists
+
+
+def _only_fields_of(kind: type[Any]) -> BeforeValidator:
+    """Refuse keys that are no fields of the dataclass `kind`, and turn JSON arrays into tuples.
+
+    Removed fields are dropped, so that the manifests of earlier releases load.
+    """
+    known = {field.name for field in dataclasses.fields(kind)}
+
+    def check(section: object) -> object:
+        if not isinstance(section, dict):
+            return section
+        values = drop_retired(section, RETIRED)
+        if unknown := sorted(values.keys() - known):
+            raise ValueError(f"unknown fields: {', '.join(unknown)}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    return BeforeValidator(check)
+
+
+class _Section(BaseModel):
+    """Values must have the declared JSON types. Unknown keys are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Calibration(_Section):
+    """The images behind the p-values, and the files that `calibration.npz` was computed with."""
+
+    size: int  # number of calibration images
+    smallest_p: float
+    images: dict[str, Any]  # count and sha256; after a recalibration also the digest of the earlier bundle
+    of: dict[str, str | None]  # file name -> sha256
+
+
+class Manifest(_Section):
+    """The contents of `bundle.json`, in the order in which they are written."""
+
+    format_version: int
+    name: str
+    model: Annotated[ModelConfig, _only_fields_of(ModelConfig)]
+    preprocessing: Annotated[Contract, _only_fields_of(Contract)]
+    training: dict[str, Any]  # recipe, steps and other settings, for people
+    splits: dict[str, Any]  # size and digest of each part of the training data
+    evaluation: dict[str, Any] | None = None
+    calibration: Calibration
+    files: dict[str, str]  # file name -> sha256
+
+    @model_validator(mode="after")
+    def _require_one_shape(self) -> Self:
+        height, width, channels = self.preprocessing.shape
+        if self.model.data_shape != (channels, height, width):
+            raise ValueError(
+                f"preprocessing makes images of shape {(channels, height, width)} (C, H, W),"
+                f" but the networks take {self.model.data_shape}"
+            )
+        return self
+
+    def to_json(self) -> bytes:
+        """The bytes of `bundle.json`. Equal manifests give equal bytes."""
+        return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
+
+
+class _Version(_Section):
+    format_version: int
+
+
+def parse_manifest(path: Path, contents: bytes) -> Manifest:
+    """Check the contents of the manifest of the bundle in folder `path`.
+
+    The format version is checked first, because other versions may have another schema.
+
+    Raises:
+        BundleVersionError: The format version is not `FORMAT_VERSION`.
+        BundleError: The contents are not JSON, or a value is missing or has the wrong type.
+    """
+    version = _parse(_Version, path, contents).format_version
+    if version != FORMAT_VERSION:
+        raise BundleVersionError(
+            f"{path}: bundle format {version}, this release reads {FORMAT_VERSION};"
+            " upgrade ddaebm or export the bundle again"
+        )
+    return _parse(Manifest, path, contents)
+
+
+def _parse(kind: type[S], path: Path, contents: bytes) -> S:
+    try:
+        return kind.model_validate_json(contents)
+    except ValidationError as error:
+        raise BundleError(
+            f"{path / MANIFEST} is not a bundle manifest ({_describe(error)}); copy or export the bundle again"
+        ) from error
+
+
+def _describe(error: ValidationError) -> str:
+    """The first few faults in one line, such as `calibration.size: Input should be a valid integer`."""
+    faults = [
+        ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")]))
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
+    more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return " ".join("; ".join(faults[:_SHOWN]).split()) + more

@@ -1,0 +1,96 @@
+"""Set up a run for `ddaebm train`: a new one, one that starts from a bundle, or one that is resumed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.images.readers import find_contract
+from ddaebm.training import checkpoint
+from ddaebm.training.config import TrainConfig
+from ddaebm.training.data import describe, load_data, split
+from ddaebm.training.recipes import IMAGES, make_config
+from ddaebm.training.reproduce import UsageError
+from ddaebm.training.start import ENCODER_STEPS, begin
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that `training.trainer.train` can carry out."""
+
+    config: TrainConfig
+    train: NDArray[Any]  # the training part of the data: uint8 (N, H, W, C), or float32 (N, D)
+    messages: tuple[str, ...]  # what to tell the user before training
+
+
+def prepare_run(
+    recipe: str,
+    out: Path,
+    assignments: Mapping[str, str],
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    start: str | None = None,
+    resume: bool = False,
+) -> Prepared:
+    """Build or read the config of a run, load its data and, with `start`, write its first checkpoint.
+
+    Args:
+        recipe: Name of a recipe. For a run that exists, the recipe it was made with.
+        out: The run folder.
+        assignments: Settings that override those of the recipe, as for `TrainConfig.override`.
+        size: (height, width) for the recipe `images`; the data's own by default.
+        channels: 1 or 3, for the recipe `images`; the data's own by default.
+        start: Name or folder of a bundle that gives the initial weights. A run that exists ignores it.
+        resume: Go on with the run in `out`, if there is one.
+
+    Raises:
+        UsageError: The options contradict each other or the run in `out`.
+        ConfigError: There is no such recipe or setting, a value is invalid, or the bundle has other networks.
+        CheckpointError: The config of the run in `out` cannot be read.
+        DataError: The data cannot be read, or the bundle was trained on images that are held out.
+        BundleError: The bundle cannot be read.
+    """
+    has_run = bool(checkpoint.list_checkpoints(out))
+    if has_run and not resume:
+        raise UsageError(f"{out} already holds a run; add --resume to go on with it, or give another --out")
+    _check_form_options(recipe, size, channels)
+    bundle = None
+    if has_run:
+        config = checkpoint.read_config(out)
+    else:
+        config = _new_config(recipe, assignments.get("data"), size, channels)
+        if start:
+            bundle = load_bundle(find_bundle(start))
+            assignments = {"start": bundle.digest, "encoder_steps": str(ENCODER_STEPS), **assignments}
+    config = config.override(assignments)
+    if config.recipe != recipe:
+        raise UsageError(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
+
+    parts = split(load_data(config.data, config.network))
+    if bundle:
+        begin(out, bundle, config, parts)
+    messages = [describe(config, parts)]
+    if resume:
+        found = "going on with the run in it" if has_run else "no run in it yet, beginning at step 0"
+        messages.append(f"{out}: {found}")
+    return Prepared(config, parts.train, tuple(messages))
+
+
+def _new_config(recipe: str, data: str | None, size: tuple[int, int] | None, channels: int | None) -> TrainConfig:
+    """The settings of the recipe. `images` takes its network from the data and from `size` and `channels`."""
+    if recipe != IMAGES:
+        return make_config(recipe)
+    if not data:
+        raise UsageError(f"the recipe {IMAGES} needs --data PATH")
+    return make_config(recipe, find_contract(data, size, channels))
+
+
+def _check_form_options(recipe: str, size: tuple[int, int] | None, channels: int | None) -> None:
+    """Raises UsageError if `size` or `channels` is invalid, or is given for a recipe with a size of its own."""
+    if recipe != IMAGES and (size or channels):
+        raise UsageError(f"--size and --channels are for the recipe {IMAGES}; {recipe} has its own")
+    if channels not in (None, 1, 3):
+        raise UsageError(f"--channels is 1 (grey) or 3 (colour), not {channels}")
