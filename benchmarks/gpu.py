@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ def measure(
                 images = engine.sample(seeds)
                 for operation, rows in (("sample", seeds), ("score", images)):
                     call = getattr(engine, operation)
-                    rate = speed(lambda call=call, rows=rows: call(rows), batch, seconds)
+                    rate = speed(partial(call, rows), batch, seconds)
                     found.setdefault((name, operation, batch), []).append(rate)
     return {
         name: {op: [statistics.median(found[name, op, batch]) for batch in batches] for op in ("sample", "score")}

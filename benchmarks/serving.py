@@ -163,8 +163,9 @@ def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
     """The JSON that it printed. Raises SystemExit when it failed."""
     printed, _ = process.communicate()
     if process.returncode:
-        raise SystemExit(f"{process.args} ended with {process.returncode}")
-    return json.loads(printed)
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+    result: dict[str, Any] = json.loads(printed)
+    return result
 
 
 def run(bench: Bench, names: list[str], rounds: int, out: Path | None) -> dict[str, Any]:

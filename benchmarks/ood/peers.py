@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from ddaebm.model.ood.levels import score_rows
 from ddaebm.model.ood.scoring import fit_scorer, weights_beside
 from ddaebm.model.runtime import OnnxEngine
 
-Floats = NDArray[np.floating]
+Floats = NDArray[np.float64]
 Detector = Callable[["Looked"], Floats]  # high: out of distribution, (N,)
 OURS = "this score"
 NEIGHBOURS, COMPONENTS = 5, 64
@@ -39,7 +41,7 @@ class Looked:
 
     @property
     def flat(self) -> NDArray[np.float32]:
-        return self.images.reshape(len(self.images), -1) / np.float32(255)
+        return flat(self.images)
 
     @property
     def log_energies(self) -> Floats:
@@ -76,14 +78,16 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     scorer = fit_scorer(known.rows, known.rows, known.levels, weights_beside(known.levels))
 
     def mean_z(looked: Looked) -> Floats:
-        return ((looked.log_energies - mean) / std).mean(1)
+        z: Floats = ((looked.log_energies - mean) / std).mean(1)
+        return z
 
     def length(looked: Looked) -> Floats:
-        return (png_bytes(looked.images) - lengths.mean()) / lengths.std()
+        standard: Floats = (png_bytes(looked.images) - lengths.mean()) / lengths.std()
+        return standard
 
     found: dict[str, Detector] = {OURS: lambda looked: scorer.ood_score(looked.rows)}
     for k in range(known.levels):
-        found[f"energy, level {k}"] = lambda looked, k=k: looked.log_energies[:, k]
+        found[f"energy, level {k}"] = partial(level_energy, k)
     return found | {
         "energies, mean z": mean_z,
         "energies, Mahalanobis": _mahalanobis(known, lambda looked: looked.log_energies),
@@ -97,7 +101,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
 
 def pixel_detectors(known: Images, seed: int = 0) -> dict[str, Detector]:
     """Detectors that take pixels alone."""
-    pixels = known.reshape(len(known), -1) / np.float32(255)
+    pixels = flat(known)
     pca = PCA(COMPONENTS, random_state=seed).fit(pixels)
     reduced = pca.transform(pixels)
     forest = IsolationForest(random_state=seed).fit(reduced)
@@ -120,10 +124,20 @@ def _mahalanobis(known: Looked, rows: Callable[[Looked], Floats]) -> Detector:
     return lambda looked: scorer.ood_score(rows(looked))
 
 
-def _neighbours(known: Floats, points: Callable[[Looked], Floats]) -> Detector:
+def _neighbours(known: NDArray[Any], points: Callable[[Looked], NDArray[Any]]) -> Detector:
     """Distance to the fifth nearest."""
     tree = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(known)
     return lambda looked: tree.kneighbors(points(looked))[0][:, -1]
+
+
+def level_energy(k: int, looked: Looked) -> Floats:
+    return looked.log_energies[:, k]
+
+
+def flat(images: Images) -> NDArray[np.float32]:
+    """Pixels (N, H·W·C) in [0, 1]."""
+    scaled: NDArray[np.float32] = np.divide(images.reshape(len(images), -1), 255, dtype=np.float32)
+    return scaled
 
 
 def png_bytes(images: Images) -> Floats:
@@ -131,7 +145,7 @@ def png_bytes(images: Images) -> Floats:
     return np.array([len(encode_png(image)) for image in images], dtype=np.float64)
 
 
-def autoencoder(pixels: NDArray[np.float32], seed: int, epochs: int = 20) -> Callable[[Floats], Floats]:
+def autoencoder(pixels: NDArray[np.float32], seed: int, epochs: int = 20) -> Callable[[NDArray[np.float32]], Floats]:
     """Two layers down to 32 numbers and two back, Adam; returns the reconstruction."""
     torch.manual_seed(seed)
     dim = pixels.shape[1]
@@ -139,15 +153,15 @@ def autoencoder(pixels: NDArray[np.float32], seed: int, epochs: int = 20) -> Cal
                         nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, dim), nn.Sigmoid())  # fmt: skip
     data, optimizer = torch.from_numpy(pixels), torch.optim.Adam(net.parameters(), 1e-3)
     for _ in range(epochs):
-        for batch in torch.randperm(len(data)).split(128):
+        for batch in torch.split(torch.randperm(len(data)), 128):
             loss = (net(data[batch]) - data[batch]).square().sum(1).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
     @torch.no_grad()
-    def reconstruct(flat: Floats) -> Floats:
-        out: Floats = net(torch.from_numpy(flat)).numpy()
+    def reconstruct(pixels: NDArray[np.float32]) -> Floats:
+        out: Floats = net(torch.from_numpy(pixels)).numpy()
         return out
 
     return reconstruct

@@ -1,6 +1,7 @@
 """Strange images of stated severity, made of ordinary ones: uint8 (N, H, W, C), H = W and a multiple of 4."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,8 @@ def patches_shuffled(images: Images, rng: np.random.Generator) -> Images:
     cut = images.reshape(count, 4, side // 4, 4, side // 4, channels).transpose(0, 1, 3, 2, 4, 5)
     order = rng.permuted(np.tile(np.arange(16), (count, 1)), axis=1)
     pieces = cut.reshape(count, 16, *cut.shape[3:])[np.arange(count)[:, None], order]
-    return pieces.reshape(cut.shape).transpose(0, 1, 3, 2, 4, 5).reshape(images.shape)
+    shuffled: Images = pieces.reshape(cut.shape).transpose(0, 1, 3, 2, 4, 5).reshape(images.shape)
+    return shuffled
 
 
 def salt_and_pepper(images: Images, rng: np.random.Generator) -> Images:
@@ -134,7 +136,7 @@ def make_sets(images: Images, transforms: dict[str, Transform], seed: int = 0) -
     return {name: make(images, np.random.default_rng([seed, *name.encode()])) for name, make in transforms.items()}
 
 
-def to_pixels(values: NDArray[np.floating]) -> Images:
+def to_pixels(values: NDArray[Any]) -> Images:
     pixels: Images = np.clip(np.round(values), 0, 255).astype(np.uint8)
     return pixels
 

@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Collection
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Connection(asyncio.Protocol):
         self.busy, self.lost, self.ended = False, False, 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def ask(self, asked: tuple[bytes, bool], began: float) -> None:
@@ -173,7 +175,7 @@ class Load:
             task.add_done_callback(tasks.discard)
         await self.finish(tasks, 0.0)
 
-    async def finish(self, tasks: set[asyncio.Future[None]], seconds: float) -> None:
+    async def finish(self, tasks: Collection[asyncio.Future[None]], seconds: float) -> None:
         done, late = await asyncio.wait(tasks, timeout=seconds + PATIENCE) if tasks else (set(), set())
         if late:
             self.errors[f"no answer within {PATIENCE:g} s"] += len(late)

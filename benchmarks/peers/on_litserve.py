@@ -39,7 +39,7 @@ class Sampler(litserve.LitAPI):
     def predict(self, x: list[Array]) -> list[Array]:
         return merged(self.job.sample, x)
 
-    def encode_response(self, output: Array) -> Response:
+    def encode_response(self, output: Array) -> Response | dict[str, Any]:
         return Response(png_of(output), media_type="image/png")
 
 

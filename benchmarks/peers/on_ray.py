@@ -66,4 +66,5 @@ if __name__ == "__main__":
     ray.init(include_dashboard=False, log_to_driver=False)
     quiet = LoggingConfig(enable_access_log=False)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=int(sys.argv[1])), logging_config=quiet)
-    serve.run(Model.options(logging_config=quiet).bind(), blocking=True)
+    deployment: Any = Model  # the decorator turns the class into a deployment
+    serve.run(deployment.options(logging_config=quiet).bind(), blocking=True)

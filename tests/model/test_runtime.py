@@ -55,7 +55,7 @@ def test_providers(device: str, available: list[str], chosen: list[str]) -> None
 @pytest.mark.parametrize(
     ("device", "available", "message"),
     [
-        ("cuda", [CPU], "no CUDAExecutionProvider; install the extra gpu"),
+        ("cuda", [CPU], "no CUDAExecutionProvider; install the gpu extra"),
         ("tensorrt", [CUDA, CPU], "no TensorrtExecutionProvider"),
         ("tpu", GPU_BUILD, "auto, cpu, cuda, tensorrt, not 'tpu'"),
     ],

@@ -188,6 +188,6 @@ def test_a_run_of_points_is_refused(tmp_path: Path) -> None:
     config = make_config("toy")
     checkpoint.write_config(tmp_path / "run", config)
     checkpoint.save(tmp_path / "run", make_state(config), config)
-    with pytest.raises(CheckpointError, match="only images are served"):
+    with pytest.raises(CheckpointError, match="a model of points cannot be exported"):
         export(tmp_path / "run", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

@@ -85,14 +85,11 @@ def reproduce(
         steps: Training steps of the energy model and of the WGAN-GP. The true flow is trained for a third of them.
 
     Returns:
-        The contents of metrics.json. All likelihoods are in nats, for whitened images.
-        `log_likelihood`: mean over 10,000 held-out samples of the true flow, under the true flow (`truth`), the energy
-        model (`ours`), the WGAN-GP's critic as a density (`wgan_gp`) and a Gaussian of the same covariance
-        (`gaussian`).
-        `gap`: the difference to the truth, which is KL(true ‖ model).
-        `gap_by_step`: the gap of the energy model during training.
-        `fd_classifier`: Fréchet distance of 10,000 samples of each model; `truth` are further samples of the true flow
-        and give the floor.
+        The contents of metrics.json. `log_likelihood` is the mean over 10,000 held-out samples of the true flow, in
+        nats for whitened images: under the true flow (`truth`), the energy model (`ours`), the critic as a density
+        (`wgan_gp`) and a Gaussian of the same covariance (`gaussian`). `gap` is the difference to the truth, which is
+        KL(true ‖ model); `gap_by_step` is that of `ours` during training. `fd_classifier` is the Fréchet distance of
+        10,000 samples of each model; further samples of the true flow (`truth`) give the floor.
 
     Raises:
         DataError: `data` is missing, or has no labels.
@@ -113,10 +110,7 @@ def reproduce(
     exact = stage(out, "exact", lambda: {"x": draws(truth, TRAIN + 2 * HELD_OUT, seed, where)})["x"]
     train, held_out, others = np.split(exact, [TRAIN, TRAIN + HELD_OUT])
     config = recipe(size * size, steps, seed)
-    measure = partial(_measure, truth, config, held_out[:2_000])
-    state = train_to_the_end(
-        config, train, out / "ours", device, partial(_make_state, float(train.std())), keep(out / "ours", measure)
-    )
+    state = _train_ours(out / "ours", config, truth, train, held_out, device)
     critic, wgan_generator = train_wgan_gp(out, config, train, where)
 
     log_likelihood = {
@@ -132,12 +126,12 @@ def reproduce(
         "gaussian": _gaussian_samples(train, HELD_OUT, seed),
     }
     made = {name: whitening.pixels(torch.from_numpy(x)).numpy() for name, x in made.items()}
-    real = _features(judge, whitening.pixels(torch.from_numpy(held_out)).numpy(), size)
+    real = whitening.pixels(torch.from_numpy(held_out)).numpy()
     metrics = {
         "size": size, "steps": steps, "seed": seed, "log_likelihood": log_likelihood,
         "gap": {name: log_likelihood["truth"] - value for name, value in log_likelihood.items() if name != "truth"},
         "gap_by_step": curve(out / "ours", config.sample_every, steps),
-        "fd_classifier": {name: frechet_distance(real, _features(judge, x, size)) for name, x in made.items()},
+        "fd_classifier": _distances(judge, real, made, size),
     }  # fmt: skip
     write_results(out, _draw(metrics, made, size), metrics, {name: x[:1_000] for name, x in made.items()})
     return metrics
@@ -151,6 +145,15 @@ def _make_classifier(path: Path, labelled: Labelled, seed: int) -> Classifier:
         write_file(path, classifier_bytes(judge))
     judge, _ = read_classifier(str(path))
     return judge
+
+
+def _train_ours(
+    run: Path, config: TrainConfig, truth: Nice, train: NDArray[np.float32], held_out: NDArray[np.float32], device: str
+) -> TrainState:
+    """Train the energy model on `train` (N, D), and measure its gap to `truth` on the first 2,000 of `held_out`."""
+    measure = partial(_measure, truth, config, held_out[:2_000])
+    make = partial(_make_state, float(train.std()))
+    return train_to_the_end(config, train, run, device, make, keep(run, measure))
 
 
 def _make_state(std: float, config: TrainConfig, device: torch.device | str = "cpu") -> TrainState:
@@ -208,6 +211,12 @@ def _pixels(x: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
 
 def _features(judge: Classifier, x: NDArray[np.float32], size: int) -> Tensor:
     return describe_images(judge, _pixels(x, size))[0]
+
+
+def _distances(judge: Classifier, real: NDArray[np.float32], made: Arrays, size: int) -> dict[str, float]:
+    """Fréchet distance of each set of samples to `real`; all are pixels (N, D)."""
+    features = _features(judge, real, size)
+    return {name: frechet_distance(features, _features(judge, x, size)) for name, x in made.items()}
 
 
 def _draw(metrics: dict[str, Any], made: Arrays, size: int) -> Figure:

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddaebm.model.bundle import load_bundle
-from ddaebm.model.errors import BundleError, ConfigError
-from ddaebm.model.nets.device import choose_device
+from ddaebm.model.errors import BundleError
 from ddaebm.model.nets.torch_engine import CudaGraphs, TorchEngine, ladder
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.runtime import OnnxEngine
@@ -111,15 +110,6 @@ def test_the_settings_choose_the_engine(debug_bundle: Path) -> None:
     (engine,) = load_engines(settings).values()
     assert isinstance(engine, TorchEngine)
     assert engine._sizes == [1, 2, 3]
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(ConfigError, match="finds no GPU"):
-        choose_device("cuda")
-    with pytest.raises(ConfigError, match="not 'tensorrt'"):
-        choose_device("tensorrt")
 
 
 def test_weights_of_other_networks_are_refused(debug_bundle: Path, forge: Callable[..., Path]) -> None:

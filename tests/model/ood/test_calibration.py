@@ -116,7 +116,7 @@ def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path
 def test_too_few_images_are_refused_with_the_number_needed(
     bundle: Bundle, unseen: Images, tmp_path: Path, alpha: float, needed: int
 ) -> None:
-    with pytest.raises(DataError, match=f"{needed - 1} images cannot give .* at least {needed},"):
+    with pytest.raises(DataError, match=f"{needed - 1} images cannot give .* at least {needed} images,"):
         calibrate(bundle, unseen[: needed - 1], tmp_path / "out", alpha)
     assert not (tmp_path / "out").exists()
     new, _ = calibrate(bundle, unseen[:needed], tmp_path / "out", alpha)
