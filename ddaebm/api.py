@@ -198,7 +198,7 @@ class Model:
 
     @property
     def engine(self) -> Engine:
-        """What computes, for code that makes its own batches: the command line and the service use it directly."""
+        """The engine, for code that makes its own batches, such as the command line."""
         if self._open is None:
             raise InputError("this model is closed; load it again")
         return self._open

@@ -1,4 +1,4 @@
-"""What `Model.score` returns: arrays with verdicts."""
+"""The result of `Model.score`: arrays, with verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

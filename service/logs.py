@@ -1,6 +1,6 @@
-"""What is logged, and how: text for a terminal, or JSON, one object a line, for what collects logs.
+"""Logging, as text for a terminal or as JSON with one object per line for log collectors.
 
-A request is one line with its id, and holds nothing that it carried: no body, no query, no header but the id.
+Each request is one line. It holds no body, no query, and no header but the request id.
 """
 
 import json
@@ -14,14 +14,14 @@ access = logging.getLogger("ddaebm.access")
 
 
 def log_request(level: int, client: str, method: str, path: str, status: int, seconds: float, request_id: str) -> None:
-    """One line for a request that has been answered; `path` percent-encoded."""
+    """Log an answered request in one line; `path` is percent-encoded."""
     fields = {"client": client, "method": method, "path": path, "status": status,
               "milliseconds": round(1e3 * seconds, 1), "request_id": request_id}  # fmt: skip
     access.log(level, "%s %s %s %s %s ms %s", *fields.values(), extra={"fields": fields})
 
 
 class JsonFormatter(logging.Formatter):
-    """`time` (UTC, RFC 3339), `level`, `logger`, `message`, a request's fields, and `exception` where there is one."""
+    """Formats `time` (UTC, RFC 3339), `level`, `logger`, `message`, fields of a request, and `exception` if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -37,7 +37,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_config(form: str) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: uvicorn's own, with our logger beside its."""
+    """Configuration for `logging.config.dictConfig`: uvicorn's own with our loggers added."""
     config: dict[str, Any] = {**LOGGING_CONFIG, "loggers": dict(LOGGING_CONFIG["loggers"])}
     config["loggers"]["ddaebm"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
     config["loggers"]["opentelemetry"] = {"handlers": ["default"], "level": "WARNING", "propagate": False}

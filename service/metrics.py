@@ -1,4 +1,4 @@
-"""Prometheus metrics: seconds, bytes, `_total`; labels never hold what a client chose."""
+"""Prometheus metrics, in seconds, bytes and `_total`. Labels never hold values that a client chooses."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +19,7 @@ _P_VALUES = (0.001, 0.01, 0.05, *(i / 10 for i in range(1, 11)))
 
 
 class Metrics:
-    """All metrics of one app, in a registry of its own."""
+    """The metrics of one app, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -71,7 +71,7 @@ class Metrics:
         self.reloads = Counter(
             "ddaebm_reloads_total", "Reloads of the bundles on SIGHUP.", ["outcome"], registry=registry
         )
-        for outcome in ("ok", "failed"):  # at 0 from the start: a series that begins at 1 is no increase to Prometheus
+        for outcome in ("ok", "failed"):  # start at 0: Prometheus sees no increase in a series that begins at 1
             self.reloads.labels(outcome)
         self.inference_restarts = Counter(
             "ddaebm_inference_restarts_total", "Inference threads replaced: died or hung.", registry=registry

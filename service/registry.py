@@ -1,4 +1,4 @@
-"""The loaded models: which engines answer, how they are replaced, and the drift of what each scores."""
+"""The loaded models: their engines, how they are reloaded, and the drift of the images that each one scores."""
 
 import asyncio
 import ctypes

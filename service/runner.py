@@ -15,12 +15,12 @@ from ddaebm.service.settings import Settings
 
 
 class Runner:
-    """The batcher, seen from a request; and whether it is fit to take more."""
+    """Runs work of requests on the batcher, and tells whether the service is ready."""
 
     def __init__(self, settings: Settings, batcher: Batcher) -> None:
         self.settings, self.batcher = settings, batcher
         self.draining = False
-        self.failed = False  # for good: only a new process helps
+        self.failed = False  # permanent: only a new process helps
 
     def fault(self) -> str | None:
         """Why the service is not ready, or None when it is."""
@@ -83,6 +83,6 @@ class Runner:
 
 
 async def _disconnect(request: Request) -> None:
-    """Returns when the client has gone; the body has been read before."""
+    """Wait until the client disconnects. The body must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""uvicorn, made to end well: SIGTERM and SIGINT drain what is in flight and exit 0; SIGHUP reloads the bundles."""
+"""uvicorn with signals: SIGTERM and SIGINT finish requests in flight and exit with 0; SIGHUP reloads the bundles."""
 
 import asyncio
 import ctypes
@@ -27,7 +27,7 @@ _M_ARENA_MAX = -8  # of glibc's <malloc.h>
 
 
 class Server(uvicorn.Server):
-    """Plain uvicorn raises the signal again once it has stopped, and so exits with 143."""
+    """Handles signals itself: uvicorn would raise them again after the drain and so exit with 143."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -36,7 +36,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
             yield
             return
         previous = {sig: signal.signal(sig, self.on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
@@ -52,7 +52,7 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second; true ends the server."""
+        """uvicorn calls this ten times a second. Returning True ends the server."""
         service = self._service()
         return await super().on_tick(counter) or bool(service and service.runner.failed)
 
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         service = self._service()
         if service and not service.runner.draining:
             task = asyncio.ensure_future(service.registry.reload())
-            self._reloads.add(task)  # or it could be collected half-way
+            self._reloads.add(task)  # a reference, or the task could be garbage-collected while it runs
             task.add_done_callback(self._reloads.discard)
 
     def on_signal(self, sig: int, frame: FrameType | None) -> None:
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         self.handle_exit(sig, frame)
 
     def _service(self) -> Service | None:
-        """The app's, once it has started."""
+        """The app's service, or None before the app has started."""
         app = self.config.app
         return getattr(app.state, "service", None) if isinstance(app, FastAPI) else None
 
@@ -83,13 +83,13 @@ def configure(app: FastAPI, settings: Settings) -> uvicorn.Config:
         port=settings.port,
         server_header=False,
         log_config=log_config(settings.log_format),
-        access_log=False,  # ours has the request id
+        access_log=False,  # our own log has the request id
         timeout_graceful_shutdown=settings.drain_seconds,
     )
 
 
 def allow_open_files(count: int) -> None:
-    """Raise this process's own limit to `count`, or as far as it may: many systems begin with 1,024."""
+    """Raise the limit on open files to `count`, or as far as allowed. Many systems start with 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     wanted = count if hard == unlimited else min(count, hard)
@@ -100,7 +100,7 @@ def allow_open_files(count: int) -> None:
 
 
 def pool_memory() -> None:
-    """One pool of glibc's malloc for all threads, before they start: each that has its own keeps what it once took."""
+    """Use one malloc arena for all threads. With one each, glibc would keep the peak memory of every thread."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option:
         set_option(_M_ARENA_MAX, 1)
@@ -116,14 +116,14 @@ def configure_pillow() -> None:
 
 
 def serve(app: FastAPI, settings: Settings) -> int:
-    """Serve until a signal; the process's exit code: 0 after a drain, 1 when the server could not start or failed."""
+    """Serve until a signal. Returns the exit code: 0 after a drain, 1 if the server could not start or failed."""
     pool_memory()
     configure_pillow()
     allow_open_files(settings.max_connections + 256)
     server = Server(configure(app, settings))
     try:
         server.run()
-    except SystemExit:  # uvicorn's way to say that it cannot listen; it has logged why
+    except SystemExit:  # uvicorn exits like this if it cannot listen, and has logged why
         return 1
     service = app.state.service if server.started else None
     return 0 if service and not service.runner.failed else 1

@@ -1,4 +1,4 @@
-"""What the routes share, as one object on the app."""
+"""The object on the app that all routes share."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     runner: Runner
-    decoders: ThreadPoolExecutor  # for uploads alone: encoding of samples does not wait behind them
+    decoders: ThreadPoolExecutor  # for uploads only, so that encoding of samples does not wait behind them
     statistics: dict[str, InferStatistics] = field(default_factory=dict)  # by the model names of /v2
 
 

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: a span a request with its stages as children, where the standard variables name a collector.
+"""OpenTelemetry traces, if the standard variables name a collector: one span per request, with its stages as children.
 
-Spans are made once a request has been answered, when all of its times are known, so that nothing is carried along
-while it is served. They hold what the log holds: no body, no query, no header but the request id.
+Spans are created after a request has been answered, when all times are known, so they cost nothing while it is served.
+Like the log they hold no body, no query, and no header but the request id.
 """
 
 import os
@@ -16,14 +16,14 @@ _PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
 
 
 class Timings(dict[str, float]):
-    """Stage -> seconds, summed; and when each stage ran."""
+    """Seconds by stage, summed, and the interval of each stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages: list[tuple[str, float, float]] = []  # began and ended, perf_counter seconds
+        self.stages: list[tuple[str, float, float]] = []  # (stage, start, end) in perf_counter seconds
 
     def __setitem__(self, stage: str, seconds: float) -> None:
-        """To be called when the stage ends; `queue` is told together with the `infer` that came after it."""
+        """Set when a stage ends. `queue` is set just before the `infer` that followed it."""
         ended = time.perf_counter()
         began = ended - (seconds - self.get(stage, 0.0))
         if stage == "infer" and self.stages and self.stages[-1][0] == "queue":
@@ -34,7 +34,7 @@ class Timings(dict[str, float]):
 
 
 class Tracing:
-    """Makes spans and hands them to `processor`. Sampling and limits are by the standard variables."""
+    """Creates spans and passes them to `processor`. The standard variables set sampling and limits."""
 
     def __init__(self, processor: Any, version: str) -> None:
         from opentelemetry.sdk.resources import Resource
@@ -45,15 +45,15 @@ class Tracing:
             resource = resource.merge(Resource({"service.name": "ddaebm"}))
         provider = TracerProvider(resource=resource)
         provider.add_span_processor(processor)
-        self.close = provider.shutdown  # sends what is left
+        self.close = provider.shutdown  # also sends remaining spans
         self._tracer = provider.get_tracer("ddaebm", version)
 
     def record(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Any], status: int,
                began: float, timings: Timings) -> None:  # fmt: skip
-        """One request that has been answered; `began` by perf_counter, `headers` for the W3C traceparent in them."""
+        """Record an answered request. `began` is in perf_counter seconds; `headers` may hold a W3C traceparent."""
         from opentelemetry import propagate, trace
 
-        epoch = time.time_ns() - round(1e9 * time.perf_counter())  # of perf_counter
+        epoch = time.time_ns() - round(1e9 * time.perf_counter())  # epoch time of perf_counter zero
 
         def at(seconds: float) -> int:
             return epoch + round(1e9 * seconds)
@@ -72,10 +72,10 @@ class Tracing:
 
 
 def load_tracing(version: str) -> Tracing | None:
-    """None where no variable names a collector.
+    """The tracing that the environment asks for, or None if no variable names a collector.
 
     Raises:
-        ConfigError: the extra is not installed, or another protocol than OTLP over HTTP is asked for.
+        ConfigError: the otel extra is not installed, or the protocol is not OTLP over HTTP.
     """
     named = [name for name in _ENDPOINTS if os.environ.get(name)]
     if not named:

@@ -1,4 +1,4 @@
-"""Notices an inference thread that died or hangs: starts another one, once; the next time the service has failed."""
+"""Replaces an inference thread that died or hangs, once. The second time the service fails."""
 
 import asyncio
 import logging
@@ -7,11 +7,11 @@ from ddaebm.service.state import Service
 
 logger = logging.getLogger("ddaebm")
 
-_EVERY = 0.25  # seconds between two looks
+_EVERY = 0.25  # seconds between checks
 
 
 async def watch(service: Service) -> None:
-    """Until the service drains or fails. `runner.failed` makes `service.server` end the process with 1."""
+    """Watch until the service drains or fails. Setting `runner.failed` makes the server exit with 1."""
     restarted = False
     while not service.runner.draining:
         await asyncio.sleep(_EVERY)
@@ -21,9 +21,9 @@ async def watch(service: Service) -> None:
         if restarted:
             logger.critical("%s again; restart the service", fault)
             service.runner.failed = True
-            await asyncio.to_thread(service.runner.batcher.close, 0)  # those who wait are told
+            await asyncio.to_thread(service.runner.batcher.close, 0)  # fails the queued requests
             return
-        logger.error("%s; starting another one, this once", fault)
+        logger.error("%s; starting another one, only once", fault)
         service.runner.batcher.restart(service.settings.hang_seconds)
         service.metrics.inference_restarts.inc()
         restarted = True

@@ -1,1 +1,1 @@
-"""What surrounds the routes: connections, bodies, uploads, errors and the context of a request."""
+"""Everything around the routes: connections, bodies, uploads, errors and the context of a request."""

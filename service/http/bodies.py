@@ -1,11 +1,11 @@
-"""How many bytes of request bodies are in memory at once, over all requests."""
+"""Bounds the bytes of request bodies in memory, over all requests."""
 
 from dataclasses import dataclass
 
 from ddaebm.service.http.errors import Problem
 
-# All that most routes take: JSON that is parsed on the event loop, of which 1,024 seeds are a third. And what is not
-# counted of any body, so that large ones keep nobody out who sends little.
+# Limit of a body on most routes, whose JSON is parsed on the event loop; 1,024 seeds take a third of it. The first
+# bytes of every body up to this size are not counted, so that large uploads do not keep small requests out.
 SMALL_BODY = 64 * 2**10
 
 
@@ -17,7 +17,7 @@ class Bodies:
 
 @dataclass
 class Body:
-    """What one request holds. It counts what has come, not what is announced: announcing costs a client nothing."""
+    """The bytes of one request. It counts bytes received, not announced: announcing costs a client nothing."""
 
     all: Bodies
     received: int = 0
@@ -37,7 +37,7 @@ class Body:
         self.all.held += more
 
     def release(self) -> None:
-        """The bytes have been made into something smaller, or thrown away."""
+        """Stop counting: the bytes were decoded or discarded."""
         self.all.held -= self.counted
         self.counted = 0
 

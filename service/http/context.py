@@ -1,4 +1,4 @@
-"""What belongs to one request, from the middleware to the queue."""
+"""The context of one request, from the middleware to the queue."""
 
 import math
 import re
@@ -75,7 +75,7 @@ def _wanted_seconds(headers: Headers) -> float:
 
 
 def is_low(headers: Headers) -> bool:
-    """Whether `Priority` asks for low priority: `u=4` to `u=7` (RFC 9218; 3 is the default)."""
+    """True if the `Priority` header asks for low priority: `u=4` to `u=7` (RFC 9218; 3 is the default)."""
     urgency = _URGENCY.search(headers.get("priority", ""))
     return urgency is not None and int(urgency[1]) > 3
 

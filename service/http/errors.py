@@ -1,7 +1,7 @@
-"""One envelope for every error: RFC 9457 `application/problem+json`.
+"""One format for every error: RFC 9457 `application/problem+json`.
 
-Beside the standard members there is a top-level `error` string (what clients of the Open Inference
-Protocol read), the request id, and for 422 an `errors` list, field by field.
+Besides the standard members there is a top-level `error` string, which clients of the Open Inference Protocol read, the
+request id, and for 422 a list `errors` with one entry for each field.
 """
 
 import json
@@ -15,15 +15,15 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-CLIENT_GONE = 499  # never sent: there is nobody to send it to; it names the outcome in the metrics
-# Of every answer: what is sent is never to be guessed at, framed, or named to another site.
+CLIENT_GONE = 499  # never sent, since the client has left; labels the outcome in the metrics
+# Sent with every response: no content sniffing, no framing, no referrer to other sites.
 SECURITY_HEADERS = (
     ("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"),
 )  # fmt: skip
 
 
 class Problem(HTTPException):
-    """An error that a client is told of. `slug` ends its type URN; `detail` says what to do."""
+    """An error for the client. `slug` is the end of its type URN; `detail` says what to do."""
 
     def __init__(
         self, status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None, **members: Any
@@ -43,7 +43,7 @@ class Problem(HTTPException):
 
 
 class ProblemBody(BaseModel):
-    """What `problem_response` sends."""
+    """Schema of the body that `problem_response` sends."""
 
     type: str
     title: str
@@ -63,14 +63,14 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def problem_response(problem: Problem, path: str, request_id: str) -> Response:
-    # ASCII, since what a client sent may hold characters that UTF-8 cannot (lone surrogates).
+    # ASCII, since client input may hold characters that UTF-8 cannot encode (lone surrogates).
     body = {**problem.body(), "instance": path, "error": problem.detail, "request_id": request_id}
     content = json.dumps(body, ensure_ascii=True, allow_nan=False).encode("ascii")
     return Response(content, problem.status_code, problem.headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception that a handler may raise with a problem."""
+    """Answer every exception of a handler with a problem."""
 
     def respond(request: Request, problem: Problem) -> Response:
         return problem_response(problem, request.url.path, request.state.context.request_id)
@@ -88,7 +88,7 @@ def install(app: FastAPI) -> None:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """400 for a body that is no JSON, else 422 with a line a field; what the client sent is not echoed."""
+    """400 for a body that is not JSON, else 422 with one message per field. Client input is not echoed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Problem(400, "malformed-json", "the request body is not valid JSON")
     fields = [
@@ -103,7 +103,7 @@ def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field; /docs has all of them"
     text: str = error["msg"]
-    return text.removeprefix("Value error, ")  # pydantic's, before what a validator of ours says
+    return text.removeprefix("Value error, ")  # pydantic puts this before the message of our own validators
 
 
 def _from_http(error: HTTPException) -> Problem:

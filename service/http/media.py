@@ -1,4 +1,4 @@
-"""Media types: what a client sends, and what it would rather have."""
+"""Media types: of a request body, and the one to answer with."""
 
 import re
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from ddaebm.service.http.errors import Problem
 
 JSON, PNG, ZIP, NPY = "application/json", "image/png", "application/zip", "application/x-npy"
 FORM = "multipart/form-data"
-BINARY = {"schema": {"type": "string", "format": "binary"}}  # OpenAPI's word for bytes
+BINARY = {"schema": {"type": "string", "format": "binary"}}  # how OpenAPI describes bytes
 
 
 def media_type_of(request: Request) -> str:
-    """Of the body, without its parameters; empty where the client does not say."""
+    """Media type of the body without parameters; empty if the client names none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def choose_media_type(accept: str, offered: Sequence[str]) -> str:
-    """The best of `offered` by the Accept header, RFC 9110 section 12.5.1; the first of those as welcome.
+    """The best of `offered` by the Accept header (RFC 9110 section 12.5.1); the first one in a tie.
 
     Raises:
         Problem: 406, none is acceptable; 400, the header is longer than any client's.
@@ -40,6 +40,6 @@ def _quality(accept: str, media_type: str) -> float:
         if name not in ranges:
             continue
         quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        if re.fullmatch(r"\d(\.\d{0,9})?", quality):  # a range with a broken weight asks for nothing
+        if re.fullmatch(r"\d(\.\d{0,9})?", quality):  # ignore ranges with an invalid weight
             best = max(best, (ranges[name], float(quality)))
     return best[1]

@@ -33,7 +33,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestMiddleware:
-    """Sets `request.state.context`, which the routes get as a `RequestContext`."""
+    """Sets `request.state.context`; routes receive it as a `RequestContext`."""
 
     def __init__(
         self, app: ASGIApp, paths: Paths, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
@@ -61,12 +61,12 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 fields = [*_SECURITY, (b"x-request-id", request_id.encode())]
-                if scope["path"] != "/docs":  # the one page with scripts
+                if scope["path"] != "/docs":  # the only page with scripts
                     fields.append(_NO_SCRIPTS)
                 if context.timings:
                     text = ", ".join(f"{name};dur={s * 1e3:.1f}" for name, s in context.timings.items())
                     fields.append((b"server-timing", text.encode()))
-                message["headers"] = [*message["headers"], *fields]  # none of them is set further in
+                message["headers"] = [*message["headers"], *fields]  # the app sets none of these
             await send(message)
 
         try:
@@ -75,15 +75,15 @@ class RequestMiddleware:
                 check_key(headers, self.api_keys)
             _check_length(headers, limit, context.body)
             await self.app(scope, self._limited(receive, limit, context.body), send_with_headers)
-        except ClientDisconnect:  # while its body was read: counted as what it is, and no fault of ours
+        except ClientDisconnect:  # while its body was read; counted as 499, not as an error of ours
             logger.debug("request %s: the client left", request_id)
-        except Problem as problem:  # from the two checks; later ones are answered inside the app
+        except Problem as problem:  # from the two checks above; the app answers later ones itself
             response = problem_response(problem, scope["path"], request_id)
             response.headers["connection"] = "close"  # the body is not read
             await response(scope, receive, send_with_headers)
-        except Exception:  # the last resort: logged, counted, and a 500 where one can still be sent
+        except Exception:  # last resort: log, count, and send a 500 if the response has not started
             logger.exception("request %s failed", request_id)
-            if status != CLIENT_GONE:  # already under way: only closing the connection can tell
+            if status != CLIENT_GONE:  # the response has started: closing the connection is the only signal left
                 raise
             fault = Problem(500, "internal", "the server failed; its log has the request id")
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
@@ -94,7 +94,7 @@ class RequestMiddleware:
     def _finish(
         self, scope: Scope, headers: Headers, context: RequestContext, traits: Traits, status: int, began: float
     ) -> None:
-        """Count, log and trace a request that has been answered, or whose client has left."""
+        """Count, log and trace a request that was answered or whose client has left."""
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - began
@@ -116,13 +116,13 @@ class RequestMiddleware:
             self.tracing.record(f"{method} {route}", headers, attributes, status, began, context.timings)
 
     def _limited(self, receive: Receive, limit: int, body: Body) -> Receive:
-        """Counts what arrives, for bodies that do not say how long they are, and bounds how long they may take."""
+        """Bounds the bytes received, for bodies of unknown length, and the time that they take."""
         complete = False
         deadline = asyncio.get_running_loop().time() + self.body_seconds
 
         async def limited() -> Message:
             nonlocal complete
-            if complete:  # what is waited for now is that the client leaves
+            if complete:  # the body is complete: from now on wait for a disconnect
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -150,7 +150,7 @@ def _check_length(headers: Headers, limit: int, body: Body) -> None:
     length = headers.get("content-length", "0")
     if not length.isdecimal():
         return
-    announced = int(length[:20])  # more digits are too many in any case
+    announced = int(length[:20])  # longer numbers are over the limit in any case
     if announced > limit:
         raise _too_large(limit)
     body.announce(announced)

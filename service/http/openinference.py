@@ -2,7 +2,7 @@
 
 The protocol: https://github.com/kserve/open-inference-protocol; the extension:
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md.
-A binary request is JSON, whose length a header gives, and after it the bytes of its tensors, one after the other.
+A binary request is JSON, whose length is in a header, followed by the bytes of its tensors.
 """
 
 import gzip
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ddaebm.service.http.errors import Problem, from_validation
 
 HEADER_LENGTH = "inference-header-content-length"
-_MAX_JSON = 4 * 2**20  # numbers written out are slow to read and large in memory: more of them go as bytes
+_MAX_JSON = 4 * 2**20  # numbers as JSON are slow to parse and large in memory; larger tensors must be binary
 _DTYPES: dict[str, np.dtype[Any]] = {
     "INT64": np.dtype("<i8"),
     "UINT8": np.dtype("u1"),
@@ -62,20 +62,20 @@ class _Body(BaseModel):
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What is asked of a model that takes one tensor."""
+    """A parsed inference request with one input tensor."""
 
     id: str | None
     tensor: NDArray[Any]
     outputs: Mapping[str, bool]  # name -> as bytes
     timeout: float | None  # seconds
-    low: bool  # its priority
+    low: bool  # low priority
 
 
 def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its `Content-Encoding`.
+    """Decompress the body.
 
     Raises:
-        Problem: 415 another encoding, 400 not what it says it is, 413 over `limit` bytes.
+        Problem: 415 unknown encoding, 400 corrupt, 413 over `limit` bytes.
     """
     if encoding in ("", "identity"):
         return body
@@ -96,7 +96,7 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
 def parse_request(
     body: bytes, header_length: str | None, spec: TensorSpec, outputs: Sequence[TensorSpec], most: int
 ) -> InferRequest:
-    """Read a request to a model with the one input `spec`, of at most `most` rows.
+    """Parse a request to a model with the single input `spec`, of at most `most` rows.
 
     Raises:
         Problem: 400 malformed, 413 too many rows or too much JSON, 422 not the model's tensors.
@@ -134,7 +134,7 @@ def parse_request(
 
 
 def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[Any]:
-    """The tensor, in the shape of `spec`; a batch of single numbers may also be flat."""
+    """The tensor in the shape of `spec`. A batch of single numbers may also be flat."""
     if given.datatype != spec.datatype:
         raise _wrong(f"{spec.name} is {spec.datatype}, not {given.datatype[:20]!r}")
     shape, inner = tuple(given.shape), spec.shape[1:]
@@ -172,7 +172,7 @@ def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[An
 def encode_response(
     model: str, version: str, request_id: str | None, outputs: Sequence[tuple[TensorSpec, NDArray[Any], bool]]
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and its headers; each output with whether it goes as bytes."""
+    """(body, headers) of outputs (spec, array, whether binary)."""
     described, tail = [], []
     for spec, array, binary in outputs:
         entry: dict[str, Any] = {**spec.metadata(), "shape": list(array.shape)}

@@ -1,4 +1,4 @@
-"""What the middleware must know of a path before the route is found. Each route says it beside itself, by `traits`."""
+"""Traits of a path that the middleware needs before routing. Each route declares its own with `traits`."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,17 +14,17 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 @dataclass(frozen=True)
 class Traits:
     public: bool = False  # needs no API key, and refusals are not counted as rejected work
-    probe: bool = False  # asked all the time: logged only where it fails
+    probe: bool = False  # requested all the time; logged only if it fails
     uploads: bool = False  # takes bodies up to the limit of the settings; others take small ones
 
 
 PLAIN, PUBLIC, UPLOADS = Traits(), Traits(public=True), Traits(uploads=True)
-PROBE = Traits(public=True, probe=True)  # by machines that have no key
+PROBE = Traits(public=True, probe=True)  # probes and scrapes have no key
 _ATTRIBUTE = "ddaebm_traits"
 
 
 def traits(value: Traits) -> Callable[[Endpoint], Endpoint]:
-    """Give an endpoint its traits; goes below the decorator of the route."""
+    """Decorator that gives an endpoint its traits; place it below the route decorator."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, value)
@@ -34,10 +34,10 @@ def traits(value: Traits) -> Callable[[Endpoint], Endpoint]:
 
 
 class Paths:
-    """The traits of every path, from the routes themselves.
+    """Traits of every path, collected from the routes.
 
     Args:
-        routes: routes of our own.
+        routes: our own routes.
         public: paths of FastAPI's pages.
     """
 

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP connections, with bounds on what a client may send ahead of an answer, and on how long it may take.
+"""uvicorn's HTTP connections, with bounds on what a client may send and on how long it may take.
 
-By itself uvicorn reads headers without end, waits for them for ever, and queues whatever is pipelined. Here a client
-has a time for each thing that is due from it: the next request, the rest of its headers, the rest of a body that nobody
-reads, and to take its answer. Bodies that are read have their time from `service.http.middleware`.
+uvicorn itself reads headers of any length, waits for them forever, and queues every pipelined request. Here a client
+has a time limit for the next request, for the rest of its headers, for the rest of a body that the app does not read,
+and for receiving its response. The middleware limits the time of bodies that the app reads.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ class Connections(ServerState):
 
     def __init__(self) -> None:
         super().__init__()
-        self.awaited: dict[HttpProtocol, None] = {}  # where the client's turn it is, the longest first
+        self.awaited: dict[HttpProtocol, None] = {}  # connections waiting for their client, longest first
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. The parser calls `on_…` as it goes through what `data_received` feeds it."""
+    """One connection. `data_received` feeds the parser, which calls the `on_…` methods."""
 
     def __init__(
         self,
@@ -43,24 +43,24 @@ class HttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.all_awaited = server_state.awaited
-        service: Service = cast(FastAPI, config.app).state.service  # connections come once the app has started
+        service: Service = cast(FastAPI, config.app).state.service  # set before connections are accepted
         self.settings, self.metrics = settings, _ = service.settings, service.metrics
         self.seconds = {
             "idle": settings.keep_alive_seconds, "head": settings.header_seconds, "body": settings.body_seconds,
         }  # fmt: skip
-        self.receiving: Literal["idle", "head", "body"] = "head"  # of the request that comes in
-        self.begun = False  # something of its head is there
-        self.head_bytes = 0  # that came since the parser last made something of them
-        self.since = math.inf  # when this came to be awaited, on the loop's clock
-        self.awaited: str | None = None  # what `timer` is for
+        self.receiving: Literal["idle", "head", "body"] = "head"  # part of the request being received
+        self.begun = False  # part of the head has arrived
+        self.head_bytes = 0  # received since the parser last completed something
+        self.since = math.inf  # when waiting for the client began, loop time
+        self.awaited: str | None = None  # what `timer` waits for
         self.timer: asyncio.TimerHandle | None = None
         self.send_timer: asyncio.TimerHandle | None = None
-        self.answering: RequestResponseCycle | None = None  # `cycle` is the last that came in
-        self.ended = False  # nothing that still comes in is looked at
+        self.answering: RequestResponseCycle | None = None  # being answered; `cycle` is the latest request received
+        self.ended = False  # further input is ignored
 
     @property
     def busy(self) -> bool:
-        """A request is being answered."""
+        """True while a request is being answered."""
         return self.answering is not None and not self.answering.response_complete
 
     # The connection
@@ -74,10 +74,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        """Close the connection that has kept us waiting for longest; if none does, turn this one away."""
+        """Close the connection that has waited longest for its client. If none waits, refuse this one."""
         oldest = next(iter(self.all_awaited))
         if oldest is not self:
-            del self.all_awaited[oldest]  # it hears of its end later; another might come before
+            del self.all_awaited[oldest]  # its connection_lost comes later; another connection may come first
             self.connections.discard(oldest)
             oldest.transport.abort()
             self.metrics.rejected.labels("too_many_connections").inc()
@@ -89,7 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.answering is not None and self.busy:
             self.answering.disconnected = True
             self.answering.message_event.set()
-        self.pipeline.clear()  # there is nobody to answer
+        self.pipeline.clear()  # no client is left to answer
         super().connection_lost(exc)
         self.metrics.connections.set(len(self.connections))
         self.ended = True
@@ -115,13 +115,13 @@ class HttpProtocol(HttpToolsProtocol):
         except Problem as problem:
             self._refuse(problem)
         except httptools.HttpParserError as error:
-            cause = error.__context__  # what one of the callbacks raised
+            cause = error.__context__  # raised by one of the callbacks
             malformed = Problem(400, "malformed-request", f"this is not HTTP/1.1: {error}")
             self._refuse(cause if isinstance(cause, Problem) else malformed)
         self._watch()
 
     def _feed(self, data: memoryview) -> memoryview:
-        """Parse; what is left. An upgrade ends the parser's turn: none is offered, so that more HTTP follows it."""
+        """Parse `data` and return the rest. The parser stops at an upgrade; none is offered, so HTTP continues."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -139,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.receiving == "body":  # a trailer: nobody asks for any
+        if self.receiving == "body":  # ignore trailers
             return
         if len(self.headers) == self.settings.max_headers:
             raise Problem(431, "headers-too-large", f"over {self.settings.max_headers} headers; send fewer")
@@ -177,14 +177,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._unset_keepalive_if_required()  # `timer` has that as well
+        self._unset_keepalive_if_required()  # `timer` does this too
         self._await_client()
-        if self.transport.is_closing():  # once everything is sent
+        if self.transport.is_closing():  # closes once everything is sent
             self._expect_taken()
         self._watch()
 
     def pause_writing(self) -> None:
-        """More is to be sent than the client takes."""
+        """The client reads more slowly than we send."""
         super().pause_writing()
         self._expect_taken()
 
@@ -203,11 +203,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, problem: Problem) -> None:
-        """Answer in place of the app and end the connection; without the answer if others come before it."""
+        """Answer in place of the app, then close. If other responses are due first, close after them instead."""
         self.ended = True
         self.metrics.rejected.labels(problem.slug.replace("-", "_")).inc()
         if self.answering and self.busy:
-            whole = self.receiving != "body"  # the last request that came in
+            whole = self.receiving != "body"  # whether the latest request was received completely
             if not whole and self.pipeline:
                 self.pipeline.popleft()
                 whole = True
@@ -215,7 +215,7 @@ class HttpProtocol(HttpToolsProtocol):
                 last = self.pipeline[0][0] if self.pipeline else self.answering
                 last.keep_alive = False
                 return
-            self.answering.disconnected = True  # the app gets no more of this request, and its answer goes nowhere
+            self.answering.disconnected = True  # the app receives nothing more, and its response is discarded
             self.answering.message_event.set()
             if self.answering.response_started:
                 self.transport.abort()
@@ -231,7 +231,7 @@ class HttpProtocol(HttpToolsProtocol):
         log_request(logging.INFO, client, "-", "-", status, self.loop.time() - self.since, request_id)
 
     def linger(self) -> None:
-        """Close, but let the client send for a while: closed at once it would see a reset in place of the answer."""
+        """Close, but keep reading for a while. After an immediate close the client would see a reset, no answer."""
         self.ended = True
         self.pipeline.clear()
         self.transport.write_eof()
@@ -246,7 +246,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.all_awaited[self] = None
 
     def _watch(self) -> None:
-        """Have the timer wait for what is due from the client: nothing while it is our turn."""
+        """Start the timer for what the client must send next, or stop it while the server is working."""
         if self.busy and self.receiving != "body":
             self.all_awaited.pop(self, None)
         awaited = None if self.busy or self.ended else self.receiving
@@ -261,12 +261,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self.awaited == "head" and self.begun:
             seconds = self.settings.header_seconds
             self._refuse(Problem(408, "slow-headers", f"the headers did not arrive within {seconds:g} s"))
-        else:  # it has its answer, or never asked
+        else:  # the client has its response, or never sent a request
             self.transport.abort()
 
 
 class _Lingering:
-    """What an answer is written to: as the transport, but closing it waits for a client that still sends its body."""
+    """The transport for a response. Closing it waits for a client that is still sending its body."""
 
     def __init__(self, protocol: HttpProtocol) -> None:
         self.protocol = protocol

@@ -1,4 +1,4 @@
-"""Bodies of POST /v1/scores: four forms of the same images, each to entries (name, bytes or pixels)."""
+"""Bodies of POST /v1/scores, in four formats -> entries (name, bytes or pixels)."""
 
 import asyncio
 import base64
@@ -58,7 +58,7 @@ async def decoding(pool: ThreadPoolExecutor, deadline: Deadline, function: Calla
 
 
 async def read_body(request: Request) -> bytes:
-    """All of it, without the second copy that Starlette makes and keeps."""
+    """The whole body. `Request.body` would make and keep a second copy."""
     buffer = io.BytesIO()
     async for chunk in request.stream():
         buffer.write(chunk)
@@ -67,7 +67,7 @@ async def read_body(request: Request) -> bytes:
 
 @dataclass(frozen=True)
 class Upload:
-    """A request whose body holds images, and the means to read it."""
+    """A request whose body holds images, with all that is needed to read it."""
 
     request: Request
     settings: Settings
@@ -97,11 +97,11 @@ async def _read_form(upload: Upload) -> Iterable[Entry]:
     limit = upload.settings.max_files
     try:
         form = await upload.stack.enter_async_context(upload.request.form(max_files=limit, max_fields=16))
-    except HTTPException as error:  # Starlette tells its reasons apart by text alone
+    except HTTPException as error:  # Starlette distinguishes its reasons by text only
         if str(error.detail).startswith("Too many files"):
             raise _too_many(limit) from error
         raise
-    except (UnicodeError, LookupError, ValueError) as error:  # a charset that the client made up
+    except (UnicodeError, LookupError, ValueError) as error:  # an unknown charset
         raise Problem(400, "malformed-form", "the form cannot be decoded; leave its charset out") from error
     parts = form.multi_items()
     files = [part for name, part in parts if name == _FIELD and isinstance(part, UploadFile)]
@@ -113,16 +113,16 @@ async def _read_form(upload: Upload) -> Iterable[Entry]:
 
 
 def _printable(name: str | None) -> str:
-    return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot hold
+    return (name or "").encode("utf-8", "replace").decode()  # some charsets decode to what UTF-8 cannot encode
 
 
 async def _read_json(upload: Upload) -> Iterable[Entry]:
     bodies, limit = [await read_body(upload.request)], upload.settings.max_files
 
     def parse() -> list[str]:
-        body = bodies.pop()  # which ends with this call
-        # Base64 has no commas and a data: URL has one, so that more of them are more values than will be taken:
-        # known before millions of values are made of them.
+        body = bodies.pop()  # freed at the end of this call
+        # Base64 has no commas and a data: URL has one, so more commas mean too many images. Check this before parsing
+        # creates millions of values.
         if body.count(b",") > 2 * limit + 16:
             raise _too_many(limit)
         try:
@@ -142,7 +142,7 @@ def _from_base64(name: str, text: str) -> Entry:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
-        unbroken = text.encode("ascii").translate(None, b" \t\r\n")  # some encoders break lines
+        unbroken = text.encode("ascii").translate(None, b" \t\r\n")  # some encoders insert line breaks
         return Entry(name, base64.b64decode(unbroken, validate=True))
     except (binascii.Error, ValueError):
         return Entry(name, ImageFormatError("not base64; send the bytes of an image file in standard base64"))
@@ -159,7 +159,7 @@ async def _read_npy(upload: Upload) -> Iterable[Entry]:
 
 def _parse_npy(handle: io.BytesIO, settings: Settings) -> list[Entry]:
     try:
-        count, height, width, _ = npy_shape(handle)  # nothing is allocated by its word
+        count, height, width, _ = npy_shape(handle)  # from the header alone; allocates nothing
         if count > settings.max_files:
             raise _too_many(settings.max_files)
         if count * height * width > settings.max_request_pixels:

@@ -20,26 +20,26 @@ from ddaebm.service.queue.scheduling import Arrays, Job, Operation, Piece, Waiti
 
 logger = logging.getLogger("ddaebm.batching")
 
-_SMALLEST_SHARE = 4  # rows: to split a batch further among the threads costs more than it wins
+_SMALLEST_SHARE = 4  # rows; splitting a batch further among the threads costs more than it gains
 
 
 class BatcherStoppedError(Exception):
-    """An inference thread died or hung, or they are being shut down."""
+    """An inference thread died or hung, or the batcher is shutting down."""
 
 
 class Observer(Protocol):
-    """Is told what happens, on whichever thread it does."""
+    """Receives events, on the thread on which they happen."""
 
     def computed(self, operation: Operation, rows: int, seconds: float) -> None:
-        """One batch."""
+        """A batch of `rows` was computed in `seconds`."""
 
     def dropped(self, reason: str, rows: int) -> None:
-        """Rows that waited will not be computed."""
+        """Queued rows will not be computed."""
 
 
 @dataclass(eq=False)
 class Call:
-    """One batch that is computed."""
+    """A batch that is being computed."""
 
     pieces: list[Piece]
     began: float = field(default_factory=time.perf_counter)
@@ -50,12 +50,12 @@ class Call:
 
 
 class Batcher:
-    """Owns the queue and the threads. `submit` and `cancel` are for the event loop's thread.
+    """Owns the queue and the threads. Call `submit` and `cancel` from the event loop only.
 
     Args:
-        max_batch: rows of one call of an operation.
-        max_queue: rows that may wait.
-        workers: calls at a time.
+        max_batch: most rows in one call of an operation.
+        max_queue: most rows in the queue.
+        workers: number of threads.
     """
 
     def __init__(self, max_batch: int, max_queue: int, workers: int = 1, observer: Observer | None = None) -> None:
@@ -65,14 +65,14 @@ class Batcher:
         self._changed = threading.Condition()
         self._closing = False
         self._threads: list[threading.Thread] = []
-        self._calls: dict[threading.Thread, Call] = {}  # under way
+        self._calls: dict[threading.Thread, Call] = {}  # running now
 
     def start(self) -> None:
         self._threads = [self._start() for _ in range(self.workers)]
 
     @property
     def queued(self) -> int:
-        """Rows that wait."""
+        """Rows in the queue."""
         with self._changed:
             return self._waiting.all_rows
 
@@ -82,15 +82,14 @@ class Batcher:
 
     @property
     def busy_seconds(self) -> float:
-        """How long the longest call under way has taken by now."""
+        """Seconds that the longest running call has taken so far."""
         now = time.perf_counter()
         return max((now - call.began for call in list(self._calls.values())), default=0.0)
 
     def restart(self, limit: float = float("inf")) -> None:
-        """Others in place of threads that died, or hang since `limit` seconds, for the jobs that wait.
+        """Replace threads that died, or whose call has taken over `limit` seconds. Queued jobs are kept.
 
-        A thread cannot be killed: one that hangs is left to itself, and what it may still return is thrown away. The
-        jobs of its batch are told that they are lost.
+        A thread cannot be killed. A hung one is abandoned and its result is discarded; the jobs of its batch fail.
         """
         now = time.perf_counter()
         for place, thread in enumerate(self._threads):
@@ -98,12 +97,12 @@ class Batcher:
             if thread.is_alive() and not (call and now - call.began > limit):
                 continue
             with self._changed:
-                self._give_up(thread, call)  # first, or the new thread would go on with its jobs
+                self._give_up(thread, call)  # first, or the new thread would continue its jobs
                 self._threads[place] = self._start()
-                self._changed.notify_all()  # the old one, if it lives and waits
+                self._changed.notify_all()  # wakes the old thread if it is alive and waiting, so that it ends
 
     def keep(self, operations: Collection[Operation]) -> None:
-        """These are the ones in use from now on; nothing is remembered of others."""
+        """Forget what was measured of operations other than these."""
         with self._changed:
             self.admission.keep(operations)
 
@@ -137,19 +136,19 @@ class Batcher:
         return job
 
     def cancel(self, job: Job, reason: str = "cancelled") -> None:
-        """Drop what of `job` has not run; nothing happens to a finished one."""
+        """Drop the rows of `job` that have not run. A finished job is not affected."""
         self._drop(job, reason)
         job.future.cancel()
 
     def close(self, timeout: float) -> bool:
-        """Run what waits, then end the threads; false if they did not end within `timeout` seconds."""
+        """Compute the queue, then end the threads. Returns False if they did not end within `timeout` seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         end = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        with self._changed:  # nobody will run what a thread that died or hangs has left
+        with self._changed:  # jobs that a dead or hung thread has left: nothing will run them
             stranded = self._waiting.clear()
         _deliver([(job, BatcherStoppedError()) for job in stranded])
         return not any(thread.is_alive() for thread in self._threads)
@@ -171,7 +170,7 @@ class Batcher:
             raise
 
     def _finish(self, thread: threading.Thread, call: Call) -> bool:
-        """`call` is not under way any more; false if it has been given up meanwhile."""
+        """Mark `call` as no longer running. Returns False if it was abandoned meanwhile."""
         with self._changed:
             if self._calls.get(thread) is not call:
                 return False
@@ -188,19 +187,17 @@ class Batcher:
         _deliver([(job, error) for job in call.jobs])
 
     def _take(self, me: threading.Thread) -> Call | None:
-        """The next batch; None when another thread has taken over, or when closing and nothing waits."""
-
+        """The next batch, or None if this thread was replaced or the closing batcher has an empty queue."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing or self._replaced(me))
             if self._replaced(me) or not self._waiting:
                 return None
-            # Of all threads and not of the idle ones alone: those that are busy now would find nothing when they are
-            # done, and what waits would wait for one long batch in place of two short ones side by side. Of all rows
-            # and not of one operation's alone: another thread has the others.
+            # Divide by all workers, not only idle ones; otherwise the idle ones drain the queue and the busy ones
+            # starve. Divide all rows, not those of one operation: another thread computes the other operations.
             share = -(-self._waiting.all_rows // self.workers)
             self._calls[me] = call = Call(self._waiting.take(min(self.max_batch, max(share, _SMALLEST_SHARE))))
             if self._waiting:
-                self._changed.notify()  # one was woken for them all
+                self._changed.notify()  # submit wakes one thread per job; wake another one while work remains
             return call
 
     def _replaced(self, thread: threading.Thread) -> bool:
@@ -214,7 +211,7 @@ class Batcher:
             arrays = operation(np.concatenate([piece.rows for piece in call.pieces]))
             if any(len(array) != count for array in arrays):
                 raise RuntimeError(f"{count} rows in, {[len(array) for array in arrays]} out")
-        except Exception as error:  # an engine's fault ends these requests, not the thread
+        except Exception as error:  # an error in the engine fails these requests, not the thread
             logger.exception("inference failed")
             if self._finish(me, call):
                 self._fail(call, error)
@@ -238,7 +235,7 @@ class Batcher:
 
 
 def _hand_out(call: Call, arrays: Arrays, ended: float) -> list[Job]:
-    """Each job gets its rows; those that have all of theirs now."""
+    """Store each job's rows. Returns the jobs that are complete."""
     done, first = [], 0
     for job, start, rows in call.pieces:
         job.parts[start] = tuple(array[first : first + len(rows)] for array in arrays)
@@ -251,7 +248,7 @@ def _hand_out(call: Call, arrays: Arrays, ended: float) -> list[Job]:
 
 
 def _deliver(outcomes: Sequence[tuple[Job, Arrays | Exception]]) -> None:
-    """Settle futures on their event loop: one hand-over for the whole batch."""
+    """Settle futures on their event loop, with one call for the whole batch."""
     if not outcomes:
         return
 
@@ -265,5 +262,5 @@ def _deliver(outcomes: Sequence[tuple[Job, Arrays | Exception]]) -> None:
                 job.future.set_result(outcome)
 
     loop = outcomes[0][0].future.get_loop()
-    if not loop.is_closed():  # a drain that ran out of time leaves nobody to tell
+    if not loop.is_closed():  # closed if the drain ran out of time; nobody waits then
         loop.call_soon_threadsafe(settle)

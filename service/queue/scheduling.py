@@ -1,9 +1,9 @@
-"""Who runs next, and in which company. No threads and no locks here: `service.queue.batching` has them.
+"""Chooses what goes into the next batch. Threads and locks are in `batching`.
 
-A batch holds rows of one operation. Half of it goes to the job that has waited longest, the rest to those that have
-the fewest rows left: small requests pass between the pieces of a large one, and nothing starves. Work of low priority
-counts as having come `PATIENCE` seconds later, and fills what the others leave. Operations, and so models and the two
-kinds of work, share the time of the device: the one that has had least of it is next.
+A batch holds rows of one operation. Half of it goes to the job that has waited longest, and the rest to the jobs with
+the fewest rows left, so that small requests pass between the pieces of a large one and nothing starves. Low-priority
+work counts as if it had arrived `PATIENCE` seconds later, and fills the space that other work leaves. Operations share
+the device: the one that has used the least time is next.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Arrays = tuple[NDArray[Any], ...]
 Kind = Literal["sample", "score", "explain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-PATIENCE = 5.0  # seconds by which work of low priority may be passed
+PATIENCE = 5.0  # seconds by which other work may pass low-priority work
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Operation:
 
 @dataclass(eq=False)
 class Job:
-    """One request's rows, and where its results go."""
+    """The rows of one request, and the future for its results."""
 
     operation: Operation
     rows: NDArray[Any]  # (n, ...)
     future: "asyncio.Future[Arrays]"
-    low: bool = False  # its priority
+    low: bool = False  # low priority
     submitted: float = field(default_factory=time.perf_counter)
-    started: float = 0.0  # first taken, and last computed: perf_counter seconds
+    started: float = 0.0  # first row taken and last row computed, perf_counter seconds
     finished: float = 0.0
     taken: int = 0
-    missing: int = field(init=False)  # rows that have not been computed
-    parts: dict[int, Arrays] = field(default_factory=dict)  # by their first row
+    missing: int = field(init=False)  # rows not computed yet
+    parts: dict[int, Arrays] = field(default_factory=dict)  # by the index of their first row
 
     def __post_init__(self) -> None:
         self.missing = len(self.rows)
@@ -63,13 +63,13 @@ class Job:
         return len(self.rows) - self.taken
 
     def result(self) -> Arrays:
-        """What was asked for, in order, once nothing is missing."""
+        """The results in order, once no row is missing."""
         parts = [self.parts[start] for start in sorted(self.parts)]
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
 
 class Piece(NamedTuple):
-    """Rows of one job that are computed in one batch."""
+    """Rows of one job within one batch."""
 
     job: Job
     start: int
@@ -77,12 +77,12 @@ class Piece(NamedTuple):
 
 
 class Waiting:
-    """The jobs that have rows left, by operation."""
+    """Jobs with rows left to take, by operation."""
 
     def __init__(self) -> None:
-        self.rows: dict[Operation, int] = {}  # that wait
-        self._jobs: dict[Operation, list[Job]] = {}  # in the order of their arrival
-        self._used: dict[Operation, float] = {}  # device seconds of those that wait, counted from when they came
+        self.rows: dict[Operation, int] = {}  # rows left to take
+        self._jobs: dict[Operation, list[Job]] = {}  # in order of arrival
+        self._used: dict[Operation, float] = {}  # device seconds since the operation got its first waiting job
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
@@ -94,14 +94,14 @@ class Waiting:
     def add(self, job: Job) -> None:
         operation = job.operation
         if operation not in self._jobs:
-            # An operation that nobody asked for has saved nothing up.
+            # An operation that was idle has no credit from that time.
             self._used[operation] = min(self._used.values(), default=0.0)
             self._jobs[operation], self.rows[operation] = [], 0
         self._jobs[operation].append(job)
         self.rows[operation] += job.left
 
     def remove(self, job: Job) -> int:
-        """Forget what of `job` is left; how many rows that was."""
+        """Remove the remaining rows of `job`. Returns their number."""
         if not job.left or job not in self._jobs.get(job.operation, []):
             return 0
         self._jobs[job.operation].remove(job)
@@ -110,14 +110,14 @@ class Waiting:
         return job.left
 
     def clear(self) -> list[Job]:
-        """Forget all; what they were."""
+        """Remove and return all jobs."""
         jobs = [job for jobs in self._jobs.values() for job in jobs]
         for part in (self._jobs, self._used, self.rows):
             part.clear()
         return jobs
 
     def charge(self, operation: Operation, seconds: float) -> None:
-        """`operation` has had the device for so long."""
+        """Count `seconds` of device time for `operation`."""
         if operation in self._used:
             self._used[operation] += seconds
 
@@ -132,7 +132,7 @@ class Waiting:
         operation = min(self._jobs, key=turn)
         jobs = self._jobs[operation]
         oldest = min(jobs, key=lambda job: job.submitted + job.low * PATIENCE)
-        # No more than `room` of them can get a row.
+        # At most `room` jobs can get a row.
         smallest = heapq.nsmallest(room, jobs, key=lambda job: (job.low, job.left))
         pieces = []
         for job, most in [(oldest, math.ceil(room / 2)), *((job, room) for job in smallest)]:

@@ -1,4 +1,4 @@
-"""GET /v1/models: what is loaded, and how far its verdicts can be trusted."""
+"""GET /v1/models: the loaded models and the guarantees of their verdicts."""
 
 import dataclasses
 

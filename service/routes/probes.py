@@ -1,4 +1,4 @@
-"""Probes for an orchestrator, and the page that Prometheus scrapes."""
+"""Probes for an orchestrator, and metrics for Prometheus."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,7 +14,7 @@ router = APIRouter(tags=["probes"])
 @router.get("/livez")
 @traits(PROBE)
 async def livez(service: Shared) -> Status:
-    """200 but when the inference thread died or hung twice; after that only a restart helps."""
+    """200 unless inference threads died or hung twice. Then only a restart helps."""
     if service.runner.failed:
         raise Problem(503, "not-live", service.runner.fault() or "")
     return Status(status="live")
@@ -24,7 +24,7 @@ async def livez(service: Shared) -> Status:
 @router.get("/health", include_in_schema=False)
 @traits(PROBE)
 async def readyz(service: Shared) -> Status:
-    """200 while requests are welcome."""
+    """200 while the service accepts requests."""
     if reason := service.runner.fault():
         raise Problem(503, "not-ready", reason)
     return Status(status="ready")

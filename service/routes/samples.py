@@ -29,13 +29,13 @@ from ddaebm.service.state import Service, Shared
 
 router = APIRouter(tags=["samples"])
 
-_SMALL = 2**13  # bytes of pixels whose encoding takes less time than handing it to another thread and back
+_SMALL = 2**13  # bytes of pixels; encoding them is faster than passing them to another thread and back
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 
 @dataclass
 class Drawn:
-    """B images of one request."""
+    """The B images of one request."""
 
     engine: Engine
     seeds: NDArray[np.int64]  # (B,)
@@ -44,7 +44,7 @@ class Drawn:
 
 
 async def require_json(request: Request) -> None:
-    """Raises Problem 415 for a body that does not call itself JSON."""
+    """Raises Problem 415 if the Content-Type is not JSON."""
     if media_type_of(request) != JSON:
         raise Problem(415, "unsupported-media-type", f"send the body with Content-Type: {JSON}")
 
@@ -56,11 +56,11 @@ async def require_json(request: Request) -> None:
     dependencies=[Depends(require_json)],
 )
 async def create_samples(body: SampleRequest, request: Request, service: Shared, context: Context) -> Response:
-    """Images, in the form that `Accept` asks for.
+    """Make images, in the format that `Accept` asks for.
 
     `application/json`: base64 PNGs with the seed of each. `image/png`: the image, or a grid. `application/zip`: PNGs
-    and samples.json. `application/x-npy`: uint8 (n, h, w, c). The same seed gives the same bytes, whatever else is
-    asked for at the same time.
+    and samples.json. `application/x-npy`: uint8 (n, h, w, c). The same seed gives the same bytes, whatever else
+    runs at the same time.
     """
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), list(_ENCODERS))
     if body.include and media_type not in (JSON, ZIP):
@@ -78,13 +78,13 @@ async def get_sample(
     request: Request,
     service: Shared,
     context: Context,
-    # A text, since as a number one image would have many addresses: 5, 05, 5.0.
+    # A string: as a number, one image would have several URLs (5, 05, 5.0).
     seed: Annotated[str, Path(pattern=r"^(0|[1-9]\d{0,15})$", description=f"0 to {MAX_SEED}")],
     digest: Annotated[str | None, Query(description="of the bundle: 404 for another one; lets caches keep it")] = None,
     model: Annotated[str | None, Query(description="name of a loaded model; absent: the first")] = None,
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
-    """The image of a seed: a pure function of the bundle and the seed, so that caches may keep it."""
+    """The image of a seed. It depends only on the bundle and the seed, so caches may keep it."""
     if int(seed) > MAX_SEED:
         raise Problem(422, "invalid-request", f"seed: must lie in 0..{MAX_SEED}")
     engine = service.registry.find(model)
@@ -96,7 +96,7 @@ async def get_sample(
     headers = {"ETag": etag, "Cache-Control": _FOR_EVER if digest else "no-cache"}
     if {"*", etag, etag.removeprefix("W/")} & {tag.strip() for tag in if_none_match.split(",")}:
         return Response(status_code=304, headers=headers)
-    if request.method == "HEAD":  # nothing is computed, and so the length is not known
+    if request.method == "HEAD":  # nothing is computed, so the length is unknown
         response = Response(headers=headers, media_type=PNG)
         del response.headers["content-length"]
         return response
@@ -135,7 +135,7 @@ async def _draw(body: SampleRequest, request: Request, service: Service, context
 
 
 def _rows(drawn: Drawn) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Seed, PNG and scores (or nothing) of each image."""
+    """Seed, PNG and scores (or an empty dict) of each image."""
     for i, (seed, image) in enumerate(zip(drawn.seeds.tolist(), drawn.images, strict=True)):
         scores = {} if drawn.scores is None else {
             "energies": drawn.scores.energies[i].tolist(),

@@ -31,7 +31,7 @@ from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["scores"])
 
-Item = tuple[str, Decoded | ImageProblem]  # name, and its pixels or the problem with it
+Item = tuple[str, Decoded | ImageProblem]  # name, and pixels or a problem
 
 
 @router.post("/v1/scores", response_model_exclude_none=True, openapi_extra={"requestBody": REQUEST_BODY})
@@ -39,9 +39,9 @@ Item = tuple[str, Decoded | ImageProblem]  # name, and its pixels or the problem
 async def create_scores(
     request: Request, service: Shared, context: Context, query: Annotated[ScoreQuery, Query()]
 ) -> ScoreResponse:
-    """Energies, OOD score, p-value and verdict of each image, in the order sent.
+    """Score images: energies, OOD score, p-value and verdict of each, in the order sent.
 
-    An image that cannot be read has an `error` in its place; the status is 200 while at least one was scored.
+    An image that cannot be read has an `error` instead. The status is 200 if at least one image was scored.
     """
     engine = service.registry.find(query.model)
     scorer = engine.scorer
@@ -77,10 +77,10 @@ async def create_scores(
 
 
 def decode_all(entries: Iterable[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Item]:
-    """Every entry by name, decoded or with what is wrong with it. Headers are checked before pixels are decoded.
+    """Decode all entries; those that fail have a problem instead. Headers are checked before pixels are decoded.
 
     Raises:
-        Problem: 504, the deadline passed between two of them.
+        Problem: 504, the deadline passed.
     """
     budget = settings.max_request_pixels
     uploads: list[Item] = []
@@ -111,7 +111,7 @@ def _image_problem(error: ImageError) -> ImageProblem:
 def respond(
     engine: Engine, alpha: float, fdr: float | None, uploads: list[Item], scores: Scores | Explained
 ) -> ScoreResponse:
-    """One result an upload, in the order sent; rows of `scores` are the readable ones."""
+    """One result per upload, in the order sent. `scores` has a row for each readable one."""
     threshold = None if fdr is None else fdr_threshold(scores.p_value, fdr)
     quantiles = engine.explainer.energy_quantiles(scores.energies)
     results: list[Score | Unreadable] = []

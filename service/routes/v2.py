@@ -1,7 +1,7 @@
-"""/v2: the Open Inference Protocol, so that the clients of Triton and KServe work.
+"""/v2: the Open Inference Protocol, for clients of Triton and KServe.
 
-Each loaded model is two here: NAME-sampler takes seeds and gives images, NAME-scorer takes images of the model's size
-and gives energies, scores and p-values.
+Each loaded model appears as two: NAME-sampler takes seeds and returns images, NAME-scorer takes images of the model's
+size and returns energies, scores and p-values.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ _BODY = {"requestBody": {"required": True, "content": {"application/json": {}, "
 
 @dataclass(frozen=True)
 class V2Model:
-    """One of the two that a loaded model is."""
+    """The sampler or the scorer of a loaded model."""
 
     name: str
     engine: Engine
     operation: Operation
     input: TensorSpec
     outputs: tuple[TensorSpec, ...]
-    most: int  # rows of a request
+    most: int  # most rows in a request
 
 
 def models(service: Service) -> dict[str, V2Model]:
@@ -57,7 +57,7 @@ def models(service: Service) -> dict[str, V2Model]:
 
 
 def find(service: Service, name: str, version: str) -> V2Model:
-    """Raises Problem 404, naming what there is."""
+    """The named model. Raises Problem 404 with the known names."""
     known = models(service)
     if name not in known:
         raise Problem(404, "unknown-model", f"no model {name[:100]!r}; there are {', '.join(known)}")
@@ -124,7 +124,7 @@ async def model_metadata(name: str, service: Shared, version: str = VERSION) -> 
 @router.get("/models/{name}/config")
 @router.get("/models/{name}/versions/{version}/config", include_in_schema=False)
 async def model_config(name: str, service: Shared, version: str = VERSION) -> dict[str, Any]:
-    """In Triton's words; dims leave the batch out."""
+    """Model configuration in Triton's format; `dims` exclude the batch."""
 
     def tensor(spec: TensorSpec) -> dict[str, Any]:
         return {"name": spec.name, "data_type": f"TYPE_{spec.datatype}", "dims": list(spec.shape[1:])}
@@ -143,7 +143,7 @@ async def model_config(name: str, service: Shared, version: str = VERSION) -> di
 @router.post("/models/{name}/versions/{version}/infer", response_class=Response, include_in_schema=False)
 @traits(UPLOADS)
 async def infer(name: str, request: Request, service: Shared, context: Context, version: str = VERSION) -> Response:
-    """Seeds to images, or images to scores, as JSON or binary tensors."""
+    """Run a sampler or scorer on JSON or binary tensors."""
     model = find(service, name, version)
     statistics = service.statistics.setdefault(model.name, InferStatistics())
     began = time.perf_counter()
@@ -214,7 +214,7 @@ def _describe(model: V2Model, service: Service) -> dict[str, Any]:
         "version": VERSION,
         "last_inference": seen.last,
         "inference_count": seen.images,
-        "execution_count": seen.requests,  # batches are merged over requests: /metrics counts those
+        "execution_count": seen.requests,  # requests share batches; /metrics counts batches
         "inference_stats": {
             "success": duration(seen.requests, "success"),
             "fail": duration(seen.failures, "fail"),

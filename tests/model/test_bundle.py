@@ -1,4 +1,4 @@
-"""The disk format: a round trip, and every tampering under its own error."""
+"""The disk format: a round trip, and a named error for every kind of tampering."""
 
 import hashlib
 import json

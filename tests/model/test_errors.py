@@ -21,5 +21,5 @@ def test_every_error_stands_in_the_docstring_under_its_parent() -> None:
 
 
 def test_a_config_error_is_also_a_value_error() -> None:
-    """pydantic and argument parsers turn a ValueError into a message of their own."""
+    """pydantic and argument parsers convert a ValueError to their own error message."""
     assert issubclass(errors.ConfigError, ValueError)

@@ -1,4 +1,4 @@
-"""Whole or not there: what an error in the middle leaves behind."""
+"""Atomic writes: an error in the middle leaves the old file, and nothing else."""
 
 import io
 import zipfile

@@ -1,4 +1,4 @@
-"""The counter-based generator: known answers, distribution, and independence of what shares a batch."""
+"""The counter-based generator: known answers, distribution, and independence of the rest of the batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +71,7 @@ def test_draws_are_standard_normal() -> None:
     assert stats.kstest(draws.ravel(), "norm").pvalue > 1e-3
     for moment, expected, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert (draws**moment).mean() == pytest.approx(expected, abs=5 * np.sqrt(spread / draws.size))
-    # Neighbours, which share a Box–Muller pair or a block, are uncorrelated; so are neighbouring seeds.
+    # Neighbouring numbers, which share a Box–Muller pair or a block, are uncorrelated; so are neighbouring seeds.
     for lag in (1, 2, 3, 4):
         assert abs((draws[:, :-lag] * draws[:, lag:]).mean()) < 5 / np.sqrt(draws.size)
     assert abs((draws[:-1] * draws[1:]).mean()) < 5 / np.sqrt(draws.size)
@@ -88,7 +88,7 @@ def test_a_draw_depends_on_its_own_seed_alone(seeds: list[int], count: int) -> N
 
 @pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
 def test_several_streams_at_once_are_those_of_one_at_a_time(make: Callable[[Any], Any]) -> None:
-    seeds = make(np.arange(19, dtype=np.int64) * 2**40)  # more than are drawn at a time
+    seeds = make(np.arange(19, dtype=np.int64) * 2**40)  # more than are computed at a time
     counts = {0: 784, 3: 5, 1: 0}
     streams = normal_streams(seeds, counts)
     for (stream, count), draws in zip(counts.items(), streams, strict=True):

@@ -1,4 +1,4 @@
-"""Several calls at a time: the order of what comes out, what is read ahead, and how it ends."""
+"""Concurrent calls: order of the results, read-ahead, and errors."""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def test_results_come_in_the_order_of_the_items_though_later_ones_are_done_first
     last_done = threading.Event()
 
     def work(item: int) -> int:
-        both.wait(10)  # two at a time, or it breaks
+        both.wait(10)  # fails unless two calls run at once
         if item % 2:
             last_done.set()
         else:

@@ -1,4 +1,4 @@
-"""Long work says how far it has come: a line now and then where stderr is no terminal."""
+"""Progress lines when stderr is not a terminal."""
 
 import io
 import sys

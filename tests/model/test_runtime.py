@@ -1,4 +1,4 @@
-"""A real bundle on ONNX Runtime: the same numbers whatever shares the batch, and the same as torch."""
+"""A real bundle on ONNX Runtime: results do not depend on the batch, and equal those of torch."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ from ddaebm.training.trainer import generate
 
 Forge = Callable[..., Path]
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-GPU_BUILD = [TENSORRT, CUDA, CPU]  # what onnxruntime-gpu lists, whatever the machine has
+GPU_BUILD = [TENSORRT, CUDA, CPU]  # the providers that onnxruntime-gpu lists on any machine
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_device_that_cannot_be_had_is_refused(device: str, available: list[str
 
 
 class FakeSession:
-    """Stands for ONNX Runtime's: keeps how it was asked, and says that it runs on `running`."""
+    """A fake session that records its arguments and reports the provider `running`."""
 
     running = CUDA
     fault: Exception | None = None
@@ -90,7 +90,7 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     monkeypatch.setattr(ddaebm.model.runtime, "Session", Session)
     monkeypatch.setattr(ddaebm.model.runtime.ort, "get_available_providers", lambda: GPU_BUILD)
     monkeypatch.setattr(ddaebm.model.runtime.ort, "preload_dlls", lambda: print("a library is missing"))
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that what is set is taken back
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # monkeypatch then restores the value after the test
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
     ddaebm.model.runtime._load_cuda.cache_clear()
     return Session
@@ -128,7 +128,7 @@ def test_tensorrt_computes_in_full_precision_and_keeps_its_engines(
     options = made.energy.chosen[0][1]
     assert options["trt_fp16_enable"] == "0"
     assert options["trt_engine_cache_enable"] == "1"
-    folder = tmp_path / "a" / "b" / made.bundle.digest  # ONNX Runtime does not tell weights apart
+    folder = tmp_path / "a" / "b" / made.bundle.digest  # ONNX Runtime names engines without regard to weights
     assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(folder)
     assert folder.is_dir()
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
@@ -138,7 +138,7 @@ def test_tensorrt_computes_in_full_precision_and_keeps_its_engines(
 def test_a_gpu_that_fails_to_start_is_an_error_and_not_the_cpu(
     gpu_build: type[FakeSession], debug_bundle: Path, tmp_path: Path, device: str
 ) -> None:
-    gpu_build.running = CPU  # what ONNX Runtime does where a library is missing, with nothing but a line in its log
+    gpu_build.running = CPU  # ONNX Runtime falls back to the CPU if a library is missing, and only logs it
     with pytest.raises(ConfigError, match=r"failed to start.*device=cpu"):
         OnnxEngine(load_bundle(debug_bundle), device, tensorrt_cache=str(tmp_path))
     gpu_build.fault = RuntimeError("no CUDA-capable device is detected")
@@ -227,7 +227,7 @@ def test_a_few_bad_pixels_raise_the_score(runtime: OnnxEngine) -> None:
 
 
 def test_calibration_images_score_as_the_bundle_recorded(runtime: OnnxEngine) -> None:
-    """The whole path, from image to score, is the one that calibration took."""
+    """Scores of the calibration images equal the stored ones, so serving and calibration use the same code path."""
     config = runtime.bundle.config
     calibration = split(load_data("shapes", config)).calibration
     scores = np.sort(runtime.score(calibration).ood_score)
@@ -237,7 +237,7 @@ def test_calibration_images_score_as_the_bundle_recorded(runtime: OnnxEngine) ->
 def test_noise_is_told_from_the_training_images(runtime: OnnxEngine) -> None:
     noise = np.random.default_rng(2).integers(0, 256, (50, 16, 16, 1), dtype=np.uint8)
     assert (runtime.score(noise).p_value == runtime.bundle.scorer.smallest_p).all()
-    shapes = split(load_data("shapes", runtime.bundle.config)).choice  # no part of the calibration
+    shapes = split(load_data("shapes", runtime.bundle.config)).choice  # not used for calibration
     assert (runtime.score(shapes).p_value <= 0.1).mean() < 0.25
 
 

@@ -1,4 +1,4 @@
-"""The reverse loop, on generators whose answers are known."""
+"""The reverse process, with generators whose exact output is known."""
 
 from typing import Any
 

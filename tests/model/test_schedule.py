@@ -1,4 +1,4 @@
-"""Schedule coefficients against the Gaussian algebra that they abbreviate."""
+"""Schedule coefficients, compared with direct Gaussian conditioning."""
 
 import numpy as np
 import pytest

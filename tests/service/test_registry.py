@@ -70,7 +70,8 @@ def test_a_backend_that_is_not_installed_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "ddaebm.model.nets.torch_engine", raising=False)
+    for name in ("torch_engine", "weights"):
+        monkeypatch.delitem(sys.modules, f"ddaebm.model.nets.{name}", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=rf"backend=torch needs {missing}.*\[torch\]"):
         load_engine(load_bundle(debug_bundle), backend="torch")

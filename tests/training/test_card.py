@@ -1,4 +1,4 @@
-"""The model card says what the bundle is, and nothing that was not measured."""
+"""The model card describes the bundle, and states no result that was not measured."""
 
 from typing import Any
 

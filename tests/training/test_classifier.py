@@ -1,4 +1,4 @@
-"""The classifier that samples are measured by: it learns, it never sees what is held out, and its file is checked."""
+"""The classifier for sample quality: it learns, never sees held-out images, and checks its file."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from ddaebm.training.labels import Labelled
 
 
 def bars(count: int = 480) -> Labelled:
-    """Bright bars in noise: lying, or standing."""
+    """Images of horizontal or vertical bright bars in noise."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 120, (count, 12, 12, 1), dtype=np.uint8)
     labels = rng.integers(0, 2, count)

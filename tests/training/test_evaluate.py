@@ -1,4 +1,4 @@
-"""The report against brute force on a real bundle."""
+"""The evaluation report of a real bundle, compared with brute force."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Checkpoint to bundle: graphs that compute what the networks compute, and nothing of this machine."""
+"""Export: the graphs equal the networks, and no path of this machine gets into the bundle."""
 
 import math
 import re
@@ -46,7 +46,9 @@ def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -
     state = make_state(config)
     nets = state.generator_ema, state.energy_net_ema
     torch.manual_seed(0)
-    for parameter in [p for net in nets for p in net.parameters()]:  # what starts at zero hides what is before it
+    for parameter in [
+        p for net in nets for p in net.parameters()
+    ]:  # layers initialised to zero would hide the layers before them
         parameter.add_(0.1 * torch.randn_like(parameter))
     files, errors = make_files(config, state)
     assert max(errors.values()) < MAX_PARITY_ERROR / 10
@@ -123,7 +125,7 @@ def test_a_bundle_knows_what_it_was_trained_on_and_not_the_rest(debug_bundle: Pa
     parts = (splits.train, splits.reference, splits.choice, splits.calibration)
     known = [float(np.isin(fingerprints(part), bundle.fingerprints()).mean()) for part in parts]
     assert known[:2] == [1, 1]
-    assert max(known[2:]) < 0.03  # made shapes come twice by chance
+    assert max(known[2:]) < 0.03  # the synthetic shapes contain a few duplicates
 
 
 def test_weights_and_manifest_rebuild_the_generator(debug_bundle: Path) -> None:

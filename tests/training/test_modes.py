@@ -22,7 +22,7 @@ def test_the_mixture_itself_is_perfect() -> None:
 def test_wide_modes_are_seen_in_both_numbers() -> None:
     report = mode_report(draws(100_000, 2 * GAUSSIAN_STD), GAUSSIAN_CENTRES, GAUSSIAN_STD)
     assert report["within_4_sigma"] == pytest.approx(1 - np.exp(-2), abs=0.01)
-    assert 1.5 < report["std_ratio"] < 2  # cut at 4 standard deviations
+    assert 1.5 < report["std_ratio"] < 2  # samples beyond 4 standard deviations are not counted
 
 
 def test_a_collapsed_sampler_and_one_far_from_all_data() -> None:
@@ -55,7 +55,7 @@ def test_kernel_distance_is_the_unbiased_estimate_by_brute_force() -> None:
     kernel = lambda x, y: (x @ y.T / 4 + 1) ** 3  # noqa: E731
     off = ~np.eye(30, dtype=bool)
     expected = kernel(a, a)[off].mean() + kernel(b, b)[off].mean() - 2 * kernel(a, b).mean()
-    assert kernel_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)  # every subset is the whole
+    assert kernel_distance(a, b) == pytest.approx(expected.item(), rel=1e-6)  # every subset contains all points
 
 
 def test_kernel_distance_does_not_depend_on_the_global_generator() -> None:

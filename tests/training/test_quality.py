@@ -1,4 +1,4 @@
-"""What is said of samples, where the samples are known."""
+"""The quality report for known samples."""
 
 import numpy as np
 import pytest

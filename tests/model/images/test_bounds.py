@@ -1,4 +1,4 @@
-"""Files that are made to be slow are refused before, or soon after, their parts are gone through."""
+"""Files crafted to be slow are refused quickly."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ def tiff(tags: dict[int, tuple[int, int, int]], tail: bytes = b"", order: str = 
     magic = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, start)
     entries = []
     for tag, (kind, count, value) in sorted(tags.items()):
-        short = value << 16 if order == ">" and kind == 3 else value  # the first bytes of the four
+        short = value << 16 if order == ">" and kind == 3 else value  # values fill the first bytes of the four
         entries.append((tag, kind, count, offset if count > 1 else short))
     directory = b"".join(struct.pack(order + "HHLL", *entry) for entry in entries)
     return magic.ljust(start, b"\0") + struct.pack(order + "H", len(tags)) + directory + bytes(4) + tail

@@ -1,4 +1,4 @@
-"""Bytes to pixels: every mode, every way to be malformed, and the way back."""
+"""Decoding of every image mode and of malformed files, and encoding."""
 
 import io
 import struct
@@ -201,7 +201,7 @@ def test_a_very_long_image_is_refused_before_it_is_resized(size: tuple[int, int]
 
 
 def tiled_tiff(side: int) -> bytes:
-    """A 1x1 grey TIFF that claims square tiles of `side`, by hand: Pillow writes none."""
+    """A 1x1 grey TIFF with square tiles of `side`, built by hand because Pillow does not write tiles."""
     tags = {256: 1, 257: 1, 258: 8, 259: 1, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 1}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)

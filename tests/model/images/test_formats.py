@@ -1,4 +1,4 @@
-"""Archives, arrays and data sets as streams: what is broken costs as little as it can."""
+"""Archives, arrays and data sets are streamed; damage costs as few images as possible."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ ARCHIVES = ["a.zip", "a.tar", "a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.tar.zst"]
 
 
 def members(count: int = 3) -> dict[str, bytes]:
-    """Images in an order of their own, beside what is no image."""
+    """Images in an unsorted order, and files that are not images."""
     pngs = {f"deep/er/{9 - i}.png": encode_png(image) for i, image in enumerate(images(count))}
     return {"README.md": b"words", "__MACOSX/._9.png": b"a resource fork", **pngs, "labels.csv": b"9,1"}
 
@@ -62,7 +62,7 @@ def test_an_archive_that_breaks_off_is_an_error_and_what_came_before_is_not_lost
     with pytest.raises(DataError, match="cannot be read") as caught:
         seen.extend(entries(path))
     assert str(path) in str(caught.value)
-    if name in ("a.tar", "a.tar.gz"):  # the others come in blocks that are larger than all of it, or list it at the end
+    if name in ("a.tar", "a.tar.gz"):  # the other formats compress in larger blocks, or have their index at the end
         assert len(seen) > 10
 
 
@@ -84,7 +84,7 @@ def test_a_member_of_a_zip_that_is_broken_costs_that_image_alone(tmp_path: Path)
     path = write_archive(tmp_path / "a.zip", members())
     raw_bytes = bytearray(path.read_bytes())
     start = raw_bytes.index(encode_png(images()[1]))
-    raw_bytes[start + 20] ^= 0xFF  # the checksum of the zip notices
+    raw_bytes[start + 20] ^= 0xFF  # detected by the checksum of the zip
     path.write_bytes(raw_bytes)
     contents = [entry.content for entry in entries(path)]
     assert [isinstance(content, bytes) for content in contents] == [True, False, True]

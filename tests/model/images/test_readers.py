@@ -1,4 +1,4 @@
-"""A PATH to images: each kind of source, and each way for it to be malformed."""
+"""Reading a PATH: every kind of source, and every way in which it can be malformed."""
 
 import gzip
 import struct
@@ -22,7 +22,7 @@ def images(count: int = 3, height: int = 4, width: int = 5, channels: int = 1) -
 
 
 def read(path: str | Path) -> NDArray[np.uint8]:
-    """As training on anybody's images does."""
+    """Read all images of `path` with the contract that `find_contract` finds, as training does."""
     return read_images(path, find_contract(path))
 
 
@@ -65,7 +65,9 @@ def test_an_archive_of_several_arrays_is_refused_and_closed(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"two.npz: holds 2 arrays \(first, second\)") as caught:
         read(tmp_path / "two.npz")
     still_open = [file.path for file in psutil.Process().open_files()]
-    assert str(tmp_path / "two.npz") not in still_open, caught  # which holds the reader's frame alive
+    assert str(tmp_path / "two.npz") not in still_open, (
+        caught
+    )  # the traceback in `caught` keeps the reader's frame alive
 
 
 def test_npy_without_a_channel_axis_is_grey(tmp_path: Path) -> None:

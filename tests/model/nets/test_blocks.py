@@ -1,4 +1,4 @@
-"""Layers: how they start, and what they are blind to."""
+"""Layers: their initial outputs and their invariances."""
 
 import dataclasses
 import math

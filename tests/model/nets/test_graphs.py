@@ -1,4 +1,4 @@
-"""The modules that ONNX and the torch engine share; that their numbers are right is tested with both."""
+"""The graph modules. The tests of export and of the torch engine check their numbers."""
 
 import torch
 
@@ -18,7 +18,7 @@ def test_shapes_and_types() -> None:
 
 
 def test_everything_is_made_on_the_device_of_the_inputs() -> None:
-    """On "meta", which stands for a GPU here, looking a host's index up raises no error, so it is looked at."""
+    """The "meta" device stands for a GPU. It does not refuse an index on the host, so the test checks its device."""
     generator, energy_net = Generator(CONFIG), EnergyNet(CONFIG)
     indices: list[torch.Tensor] = []
     for net in (generator, energy_net):

@@ -166,4 +166,4 @@ def test_each_size_is_captured_once_and_replayed_with_new_rows(monkeypatch: pyte
         (result,) = graphs.run(double, torch.tensor(values))
         assert result.tolist() == [2 * value for value in values]
     assert captured == [2, 3]
-    assert double.calls == 2 * 4  # three to warm up and the captured one, each
+    assert double.calls == 2 * 4  # each size: three warm-up calls and the captured call

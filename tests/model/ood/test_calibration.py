@@ -1,4 +1,4 @@
-"""Calibration on a real bundle: its own anew gives the same, others give others, and what cannot be is refused."""
+"""Recalibration of a real bundle: its own images reproduce it, other images change it, bad input is refused."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def splits(bundle: Bundle) -> Splits:
 
 @pytest.fixture(scope="module")
 def unseen(bundle: Bundle, splits: Splits) -> Images:
-    """The calibration images, without the few that are equal to a training image: made shapes come twice."""
+    """The calibration images without duplicates of training images, which the synthetic shapes contain."""
     images: Images = splits.calibration
     return images[~np.isin(fingerprints(images), bundle.fingerprints())]
 
@@ -93,7 +93,7 @@ def test_its_own_images_give_the_same_p_values(bundle: Bundle, unseen: Images, t
 
 
 def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path: Path) -> None:
-    """Dark shapes on white: half give the p-values, half are scored by them."""
+    """Inverted images are in distribution after recalibration on half of them."""
     inverted = 255 - load_data("shapes", bundle.config)[:600]
     new, before = calibrate(bundle, inverted[:300], tmp_path / "new", 0.1)
     assert before > 0.5

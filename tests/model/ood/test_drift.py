@@ -14,7 +14,7 @@ CALIBRATION = 500
 
 
 def scores(rng: np.random.Generator, count: int) -> Floats:
-    """As of a Mahalanobis distance over 260 statistics."""
+    """Scores distributed like a squared Mahalanobis distance over 260 statistics."""
     return rng.chisquare(260, count)
 
 
@@ -24,7 +24,7 @@ def start(seed: int) -> tuple[Drift, np.random.Generator]:
 
 
 def plain_martingale(ranks: Floats) -> float:
-    """The mixture over bets and over starting times, each product written out."""
+    """Brute force: the mixture over all bets and starting times, with each product computed directly."""
     count = len(ranks)
 
     def waiting(t: int) -> float:
@@ -80,7 +80,7 @@ def test_any_score_has_a_rank(value: float) -> None:
 
 
 def test_without_drift_ranks_are_uniform_and_independent() -> None:
-    """With a calibration set so small that p-values against it alone would be far from uniform."""
+    """The calibration set is so small that p-values from it alone would be far from uniform."""
     ranks = []
     for seed in range(2000):
         rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""An image beside held-out ones: which level finds it unusual, where heat sits, and an overlay that shows it."""
+"""Explanations: energy quantiles by level, the heatmap, and its overlay."""
 
 import numpy as np
 import pytest

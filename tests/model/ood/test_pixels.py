@@ -10,7 +10,7 @@ Maps = NDArray[np.float32]
 
 
 def energy_maps(count: int, seed: int) -> Maps:
-    """Of three levels, energies of very different size."""
+    """Energy maps of three levels whose energies differ greatly in size."""
     sizes = np.array([1e-3, 1, 1e3])[:, None, None]
     return (np.random.default_rng(seed).gamma(4, 1, (count, 3, 6, 5)) * sizes).astype(np.float32)
 

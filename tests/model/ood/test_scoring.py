@@ -21,7 +21,7 @@ def calibrated(scores: Floats) -> Scorer:
 
 
 def correlated(count: int, dim: int, seed: int) -> Floats:
-    """Rows of one fixed law: correlated columns of very different scales."""
+    """Rows of a fixed distribution, with correlated columns of very different scales."""
     mix = np.random.default_rng(99).standard_normal((dim, dim)) * np.geomspace(1e-3, 1e3, dim)
     return np.random.default_rng(seed).standard_normal((count, dim)) @ mix + 5
 
@@ -59,7 +59,7 @@ def test_false_alarms_stay_under_alpha_over_calibration_sets(alpha: float, tied:
     alarms = sum(calibrated(row[1:]).p_value(row[:1])[0] <= alpha + 1e-12 for row in draws)
     noise = 4 * np.sqrt(alpha * (1 - alpha) / repeats)
     assert alarms / repeats <= alpha + noise
-    if not tied:  # and the guarantee is not bought by never firing
+    if not tied:  # the guarantee must not hold just because no alarm is ever raised
         assert alarms / repeats >= np.floor(alpha * (n + 1)) / (n + 1) - noise
 
 
@@ -87,7 +87,7 @@ def test_fdr_threshold_of_nothing_selects_nothing() -> None:
 
 
 def test_the_false_discovery_rate_is_kept_over_calibration_sets() -> None:
-    """A tenth of each batch is strange, but not much: some are missed."""
+    """A tenth of each batch is slightly strange, so that some strange images are missed."""
     rng, fdr, shares, found = np.random.default_rng(0), 0.2, [], 0
     strange = np.arange(50) < 5
     for _ in range(2000):
@@ -95,7 +95,7 @@ def test_the_false_discovery_rate_is_kept_over_calibration_sets() -> None:
         selected = p_values <= fdr_threshold(p_values, fdr)
         shares.append((selected & ~strange).sum() / max(selected.sum(), 1))
         found += (selected & strange).sum()
-    expected = 0.9 * fdr  # exactly, when p-values have no ties and are continuous; less on their grid
+    expected = 0.9 * fdr  # exact for continuous p-values without ties; discrete ones give less
     assert np.mean(shares) == pytest.approx(expected, abs=0.03)
     assert 0.5 < found / (2000 * 5) < 0.99
 
@@ -119,7 +119,7 @@ def test_realised_false_alarm_rates_lie_in_the_interval() -> None:
 
 @pytest.mark.parametrize("n", [48, 99, 250])
 def test_interval_counts_the_p_values_that_fire(n: int) -> None:
-    """At every alpha that is itself a p-value, where alpha·(n + 1) may round to below a whole number."""
+    """Every alpha that is itself a p-value is tested, because alpha·(n + 1) may round to below a whole number."""
     p_values = calibrated(np.arange(n, dtype=float)).p_value(np.arange(n + 1) - 0.5)
     for alpha in p_values[p_values < 1].tolist():
         j = int((p_values <= alpha).sum())
@@ -157,7 +157,7 @@ def test_shrinkage_is_the_published_formula() -> None:
 
 
 def with_energies(count: int, seed: int) -> Floats:
-    """Two energies that ten features explain but for noise of standard deviation 0.1 and 0.2, then the features."""
+    """Two energies, linear in ten features plus noise of standard deviation 0.1 and 0.2, then the features."""
     rng = np.random.default_rng(seed)
     features = rng.standard_normal((count, 10))
     mix = np.random.default_rng(99).standard_normal((10, 2))
@@ -183,7 +183,7 @@ def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much
     reference = with_energies(3000, seed=12)
     with_it, without = (fit_scorer(reference, reference, levels) for levels in (2, 0))
     shift = np.zeros(12)
-    shift[0] = 1.0  # ten standard deviations of what the features leave open, not one of the energy's own
+    shift[0] = 1.0  # ten standard deviations of the residual, but small for the energy itself
     added = [with_it.ood_score(rows) - without.ood_score(rows) for rows in (reference + shift, reference - shift)]
     assert np.median(added[0]) > 100
     assert np.median(added[0]) / np.median(added[1]) == pytest.approx(2, rel=0.1)
@@ -191,7 +191,7 @@ def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much
 
 
 def with_more_beside(count: int, seed: int) -> Floats:
-    """Rows of `with_energies`, then five statistics that they explain but for noise."""
+    """Rows of `with_energies`, then five statistics that are linear in them plus noise."""
     rows = with_energies(count, seed)
     mix = np.random.default_rng(98).standard_normal((12, 5))
     return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 5))])

@@ -115,7 +115,7 @@ def test_the_bytes_are_given_back_once_the_images_are_decoded(make_client: MakeC
 
 
 def test_all_bodies_must_hold_one() -> None:
-    with pytest.raises(ValidationError, match="together, 10, must be allowed what one is: max_body_bytes is 20"):
+    with pytest.raises(ValidationError, match="must be at least max_body_bytes, which is 20, not 10"):
         Settings(max_body_bytes=20, max_bodies_bytes=10)
     with pytest.raises(ValidationError, match="max_bodies_bytes"):
         Settings(max_body_bytes=2**40)
