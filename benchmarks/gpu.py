@@ -35,7 +35,7 @@ LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt-cu13", "torch", "numpy"
 
 
 class Distance(NamedTuple):
-    """How far an engine is from the reference, at worst."""
+    """Largest differences between an engine and the reference."""
 
     grey_levels: int
     energy: float  # relative
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 
 def make_engines(bundle: Bundle, device: str, max_batch: int) -> tuple[dict[str, Engine], dict[str, str]]:
-    """The engines that can be had, by name, and why the others cannot."""
+    """The available engines by name, and the reason for each one that is missing."""
 
     def make_torch(cuda_graphs: bool) -> Engine:
         from ddaebm.model.nets.torch_engine import TorchEngine
@@ -76,7 +76,7 @@ def make_engines(bundle: Bundle, device: str, max_batch: int) -> tuple[dict[str,
 
 
 def distance(engine: Engine, reference: Engine, max_batch: int) -> Distance:
-    """Over images of both kinds that users score: the bundle's own, and some that it has never seen the like of."""
+    """Measured on the bundle's own samples and on noise, the two extremes of what users score."""
     parts = np.split(image_seeds(7, max_batch + 6), [1, 6])  # a batch of one, one to be padded, the largest
     ours, samples = (np.concatenate([maker.sample(part) for part in parts]) for maker in (engine, reference))
     noise = np.random.default_rng(0).integers(256, size=(50, *samples.shape[1:]), dtype=np.uint8)
@@ -91,13 +91,13 @@ def distance(engine: Engine, reference: Engine, max_batch: int) -> Distance:
 
 
 def too_far(found: Distance) -> list[str]:
-    """What of `found` is above its limit; a NaN is."""
+    """Names and values of `found` above their limits. A NaN counts as above."""
     pairs = zip(Distance._fields, found, LIMITS, strict=True)
     return [f"{name} {value:.2g} (limit {limit:g})" for name, value, limit in pairs if not value <= limit]
 
 
 def speed(call: Callable[[], object], batch: int, seconds: float) -> float:
-    """Images a second over at least one call."""
+    """Images per second, over at least one call."""
     began, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() < began + seconds:
         call()
@@ -108,7 +108,7 @@ def speed(call: Callable[[], object], batch: int, seconds: float) -> float:
 def measure(
     engines: dict[str, Engine], batches: list[int], seconds: float, rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Images a second by engine and operation, one number a batch size."""
+    """Images per second by engine and operation, one number for each batch size."""
     found: dict[tuple[str, str, int], list[float]] = {}
     for _ in range(rounds):
         for batch in batches:
@@ -126,7 +126,7 @@ def measure(
 
 
 def check(options: argparse.Namespace) -> tuple[dict[str, Result], dict[str, str], list[str]]:
-    """Results by engine, why the others are missing, and what is too far from the reference."""
+    """Results by engine, reasons for missing engines, and differences that are too large."""
     bundle, largest = load_bundle(find_bundle(options.bundle)), max(options.batches)
     reference = OnnxEngine(bundle, "cpu")
     engines, missing = make_engines(bundle, options.device, largest)

@@ -1,4 +1,4 @@
-"""What the service adds to one image for one client: each request beside the same inference in this process, in turn.
+"""Latency that the service adds to one image for one client, alternating requests with the same inference here.
 
 python -m benchmarks.overhead [--bundle fashion-mnist] [--count 500]
 

@@ -51,7 +51,7 @@ IMAGES = ROOT / "tests" / "fixtures" / "fashion-mnist-test-512.npz"  # to be sco
 
 
 class Bench:
-    """What the measurements share: the folder that is thrown away, the environment, the answers that are right."""
+    """State of a run: a temporary folder, the environment, and the expected responses."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.seconds, self.folder = options.seconds, folder
@@ -75,7 +75,7 @@ class Bench:
 
     @contextmanager
     def python(self, module: str, argument: str) -> Iterator["subprocess.Popen[str]"]:
-        """A process of ours that prints JSON, and does not outlive the block."""
+        """A child process that prints JSON and is ended with the block."""
         command = [sys.executable, "-m", f"benchmarks.peers.{module}", argument]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdout=pipe, text=True, cwd=self.folder, env=self.environment) as process:
@@ -169,7 +169,7 @@ def result_of(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def run(bench: Bench, names: list[str], rounds: int, out: Path | None) -> dict[str, Any]:
-    """Everything that was measured, for the report."""
+    """All measurements, for the report."""
     found: dict[str, Any] = {"versions": {}, "failures": {}, "rounds": []}
     for name in names:
         try:

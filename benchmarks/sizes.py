@@ -1,4 +1,4 @@
-"""What the networks of a recipe weigh: parameters, GFLOP of one call of the generator, memory of their state.
+"""Size of the networks of a recipe: parameters, GFLOP of one call of the generator, memory of their state.
 
     python benchmarks/sizes.py cifar10 celeba64 lsun_church128
 

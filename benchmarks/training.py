@@ -8,7 +8,6 @@
 """
 
 import argparse
-import importlib
 import os
 import resource
 import statistics
@@ -26,15 +25,11 @@ def measure(recipe: str, assignments: list[str], steps: int, channels_last: bool
     import torch
     from accelerate import Accelerator
 
-    import ddaebm.training.config
     from ddaebm.model.nets.diffusion import Diffusion
     from ddaebm.model.schedule import make_schedule
     from ddaebm.training.data import MADE, batch_at, load_data, to_tensor
     from ddaebm.training.recipes import make_config
-
-    # A checkout may be from before the step had a file of its own.
-    source = "step" if Path(ddaebm.training.config.__file__).with_name("step.py").exists() else "trainer"
-    step_module = importlib.import_module(f"ddaebm.training.{source}")
+    from ddaebm.training.step import draw, make_state, train_step
 
     torch.set_num_threads(1)
     config = make_config(recipe).override(dict(text.split("=", 1) for text in assignments))
@@ -43,16 +38,16 @@ def measure(recipe: str, assignments: list[str], steps: int, channels_last: bool
         data = load_data(config.data, config.network)
     else:
         data = np.random.default_rng(0).integers(256, size=(1_000, *size, channels), dtype=np.uint8)
-    accelerator, state = Accelerator(cpu=True), step_module.make_state(config)
+    accelerator, state = Accelerator(cpu=True), make_state(config)
     if channels_last:
-        state.networks.to(memory_format=torch.channels_last)
+        state.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     diffusion = Diffusion(make_schedule(config.network))
     times = []
     for step in range(steps + max(steps // 10, 2)):
         began = time.perf_counter()
         batch = to_tensor(batch_at(data, step, config.batch_size, config.seed))
-        draws = step_module.draw(config, step, len(batch), accelerator.device)
-        step_module.train_step(config, diffusion, state, batch, draws, accelerator)
+        draws = draw(config, step, len(batch), accelerator.device)
+        train_step(config, diffusion, state, batch, draws, accelerator)
         times.append(time.perf_counter() - began)
     groups = [statistics.mean(times[-steps:][i : i + 20]) for i in range(0, steps, 20)]
     return 1e3 * statistics.median(groups)

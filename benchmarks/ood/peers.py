@@ -32,12 +32,12 @@ MOST, MOST_SVM = 10_000, 4_000  # images that a peer learns from: bounds on memo
 
 @dataclass(frozen=True)
 class Looked:
-    """Images, and what the energy network says of them."""
+    """Images, with the outputs of the energy network for them."""
 
     images: Images
-    rows: Floats  # (N, T + T·F + 2T + 1), as model.runtime.score_rows
+    rows: Floats  # (N, T + T·F + 2T + 1), as model.ood.levels.score_rows
     levels: int  # T
-    seconds: float  # of one core, of the network, for all
+    seconds: float  # core seconds of the network for all images
 
     @property
     def flat(self) -> NDArray[np.float32]:
@@ -71,7 +71,7 @@ def look(runtime: OnnxEngine, images: Images) -> Looked:
 
 
 def network_detectors(known: Looked) -> dict[str, Detector]:
-    """The score, and others of what the energy network says; fitted on the held-out images `known`."""
+    """The score and other detectors on outputs of the energy network, fitted on the held-out images `known`."""
     mean, std = known.log_energies.mean(0), known.log_energies.std(0)
     lengths = png_bytes(known.images)
     levels = StandardScaler().fit(known.log_energies)
@@ -100,7 +100,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
 
 
 def pixel_detectors(known: Images, seed: int = 0) -> dict[str, Detector]:
-    """Detectors that take pixels alone."""
+    """Detectors on pixels alone."""
     pixels = flat(known)
     pca = PCA(COMPONENTS, random_state=seed).fit(pixels)
     reduced = pca.transform(pixels)
@@ -125,7 +125,7 @@ def _mahalanobis(known: Looked, rows: Callable[[Looked], Floats]) -> Detector:
 
 
 def _neighbours(known: NDArray[Any], points: Callable[[Looked], NDArray[Any]]) -> Detector:
-    """Distance to the fifth nearest."""
+    """Distance to the fifth nearest neighbour."""
     tree = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(known)
     return lambda looked: tree.kneighbors(points(looked))[0][:, -1]
 

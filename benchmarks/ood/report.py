@@ -1,4 +1,4 @@
-"""What the detectors tell: numbers, and Markdown of them."""
+"""Metrics of the detectors, as numbers and as Markdown."""
 
 import time
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def compare(
 
 
 def false_alarms(p_values: Floats, calibration: int) -> list[dict[str, float]]:
-    """Observed over m test images, beside the 99 % band of a rate that is itself a draw: beta-binomial."""
+    """Observed false-alarm rates over m test images, with the 99 % beta-binomial band."""
     rows = []
     for alpha in (0.01, 0.05, 0.1):
         j = int(np.floor(alpha * (calibration + 1) + 1e-9))
@@ -60,7 +60,7 @@ def false_alarms(p_values: Floats, calibration: int) -> list[dict[str, float]]:
 def discoveries(
     usual: Floats, strange: Floats, fdr: float = 0.1, batches: int = 1_000, seed: int = 0
 ) -> dict[str, float]:
-    """Batches of 100 p-values, a tenth of them strange: mean share of false discoveries, and of the strange found."""
+    """False discovery rate and detection rate, over batches of 100 p-values of which a tenth are OOD."""
     rng, false, found = np.random.default_rng(seed), [], []
     for _ in range(batches):
         inside, outside = rng.choice(usual, ORDINARY, replace=False), rng.choice(strange, STRANGE, replace=False)
@@ -72,7 +72,7 @@ def discoveries(
 
 
 def auroc_table(detectors: Mapping[str, Any], labels: list[str]) -> str:
-    """A row a detector; the best of each set in bold."""
+    """One row per detector; the best of each set in bold."""
     values = {name: [round(row["sets"][label]["auroc"], 3) for label in labels] for name, row in detectors.items()}
     best = [max(column) for column in zip(*values.values(), strict=True)]
     lines = [f"| detector | {' | '.join(labels)} | core-ms an image |", "|---" * (len(labels) + 2) + "|"]
@@ -83,7 +83,7 @@ def auroc_table(detectors: Mapping[str, Any], labels: list[str]) -> str:
 
 
 def sets_table(detectors: Mapping[str, Any]) -> str:
-    """A row a set: the score's AUROC, AUPR and FPR, and the best peer."""
+    """One row per set: AUROC, AUPR and FPR of the score, and the best peer."""
     lines = ["| set | AUROC | AUPR | FPR at 95 % TPR | best peer | its AUROC |", "|---" * 6 + "|"]
     for label, own in detectors[OURS]["sets"].items():
         others = {name: row["sets"][label]["auroc"] for name, row in detectors.items() if name != OURS}
@@ -105,7 +105,7 @@ def promises_table(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """All of it, as docs/ood.md has it."""
+    """The whole report, as in docs/ood.md."""
     detectors, parts = result["detectors"], []
     parts.append(f"AUROC of the bundle `{result['bundle'][:12]}`, {result['images']:,} images a set:")
     parts.append(auroc_table(detectors, result["reported"]))

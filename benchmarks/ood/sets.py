@@ -46,7 +46,7 @@ def blurred(images: Images, rng: np.random.Generator) -> Images:
     return np.stack([np.asarray(p.filter(ImageFilter.GaussianBlur(2))) for p in pictures]).reshape(images.shape)
 
 
-# What the report has had from the start; the form of the score was looked at on some of them (docs/ood.md).
+# Sets reported from the start. We looked at some of them while designing the score (docs/ood.md).
 REPORTED: dict[str, Transform] = {
     "Gaussian noise": gaussian_noise,
     "uniform noise": uniform_noise,
@@ -118,7 +118,7 @@ def four_of_it(images: Images, rng: np.random.Generator) -> Images:
     return to_pixels(np.tile(small, (1, 2, 2, 1)))
 
 
-# Written down before anything was measured on them. None is one of those that the form was chosen on, or of the above.
+# Declared before anything was measured on them, and not used to design the score.
 UNSEEN: dict[str, Transform] = {
     "sheared by 0.4": sheared,
     "warped, 2.5 pixels": warped,

@@ -1,4 +1,4 @@
-"""What is asked of every server."""
+"""The load cases for every server."""
 
 from typing import NamedTuple
 

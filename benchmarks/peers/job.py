@@ -1,4 +1,4 @@
-"""What a request asks for, done alike by every peer: seeds to a PNG, PNGs to scores. Only the server around it differs.
+"""The work of a request, the same code for every peer: seeds to a PNG, PNGs to scores. Only the server differs.
 
 Requests and answers are those of this service: `{"n": 1, "seed": 5}` at /v1/samples, answered by a PNG (a grid of
 several), and `{"images": [base64 PNG]}` at /v1/scores, answered by JSON. BENCH_BUNDLE names the bundle.
@@ -21,7 +21,7 @@ from ddaebm.model.runtime import OnnxEngine
 
 MAX_BATCH = 64  # of every server: the default of this service's DDAEBM_MAX_BATCH
 WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))  # copies of the model, each with its own batches
-WAIT_SECONDS = 0.01  # that a batch is waited for, where a server wants to know: Ray Serve's default
+WAIT_SECONDS = 0.01  # seconds to wait for a batch, for servers that need it: the default of Ray Serve
 
 Array = NDArray[Any]
 

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
             self.done(self.fault())
 
     def fault(self) -> str:
-        """What is wrong with the answer; empty if nothing is."""
+        """The fault of a response, or an empty string."""
         if self.buffer[9:12] != b"200":
             return self.buffer[9:12].decode()
         if self.png:
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    """What was answered, how late, and what was not."""
+    """Responses, their latencies, and errors."""
 
     def __init__(self, port: int, requests: Requests) -> None:
         self.port, self.requests = port, requests
@@ -123,7 +123,7 @@ class Load:
             self.errors[fault] += 1
         else:
             self.latencies.append(self.last - connection.began)
-        if not (waiter := self.waiters.pop(connection)).done():  # nobody waits any more once time is up
+        if not (waiter := self.waiters.pop(connection)).done():  # nothing waits once time is up
             waiter.set_result(fault)
 
     async def connect(self) -> Connection:
@@ -152,7 +152,7 @@ class Load:
             await asyncio.sleep(PAUSE)
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """Each client asks again as soon as it is answered."""
+        """Closed loop: each client sends its next request when it has its response."""
         end = time.perf_counter() + seconds
 
         async def client() -> None:

@@ -1,4 +1,4 @@
-"""What was measured, as tables and as a picture."""
+"""Results as tables and as a figure."""
 
 import statistics
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The servers: how each is started, what its processes take, and that none of them is left."""
+"""Starts and stops the servers, and measures the memory and CPU of all their processes."""
 
 import ctypes
 import importlib.metadata
@@ -49,7 +49,7 @@ class Usage(NamedTuple):
 
 
 def environment(bundle: str, workers: int, threads: int, folder: Path) -> dict[str, str]:
-    """Of every server: this checkout's packages, none of the user's settings, and a home that is thrown away."""
+    """Environment of every server: this checkout's packages, no settings of the user, a temporary home folder."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DDAEBM_", "RAY_", "BENTOML_"))}
     return kept | {
         "PYTHONPATH": str(ROOT), "HOME": str(folder),
@@ -60,10 +60,10 @@ def environment(bundle: str, workers: int, threads: int, folder: Path) -> dict[s
 
 
 def version(kind: Kind, python: str) -> str:
-    """Of the server's package, as `python` has it.
+    """Version of the server's package in the environment of `python`.
 
     Raises:
-        ServerError: it has none.
+        ServerError: it is not installed.
     """
     if kind.package == "ddaebm":
         return importlib.metadata.version("ddaebm")
@@ -132,7 +132,7 @@ class Server:
         return psutil.Process().children(recursive=True)
 
     def stop(self) -> None:
-        """Politely, then by force, all of its processes."""
+        """Terminate all of its processes, then kill those that remain."""
         processes = self.processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
