@@ -1,12 +1,9 @@
 """`ddaebm sample`, `score` and usage errors, on a real bundle."""
 
-import base64
 import csv
 import io
 import json
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import zipfile
@@ -17,12 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddaebm.model.images.encode import encode_png, make_grid
-from ddaebm.model.noise import image_seeds
+from ddaebm.model.images.encode import encode_png
 from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.service.http.auth import hash_key
 from ddaebm.service.settings import Settings
-from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment, wait_until
+from tests.e2e.conftest import COMMAND, Cli, Running, check_failure, environment
 
 LIKE_NOTHING = np.random.default_rng(0).integers(256, size=(3, 16, 16), dtype=np.uint8)
 
@@ -38,24 +34,6 @@ def training_images(bundle: Path) -> NDArray[np.uint8]:
 
     config = make_config(json.loads((bundle / "bundle.json").read_text())["training"]["recipe"])
     return load_data(config.data, config.network)
-
-
-def test_sample_makes_the_same_images_as_the_service(
-    cli: Cli, service: Running, debug_bundle: Path, tmp_path: Path
-) -> None:
-    response = service.client.post("/v1/samples", json={"n": 70, "seed": 5})
-    served = np.stack([pixels(base64.b64decode(image["image"])) for image in response.json()["images"]])[..., None]
-
-    done = cli("sample", "--bundle", debug_bundle, "-n", 70, "--seed", 5, "--out", "made.npy")
-    assert (done.returncode, done.stderr) == (0, "")
-    made = np.load(tmp_path / "made.npy")
-    assert (made.dtype, made.shape) == (np.uint8, (70, 16, 16, 1))
-    assert (made == served).all()
-    assert [image["seed"] for image in response.json()["images"]] == image_seeds(5, 70).tolist()
-
-    assert cli("sample", "--bundle", debug_bundle, "-n", 70, "--seed", 5, "--out", "made.png").returncode == 0
-    assert (pixels((tmp_path / "made.png").read_bytes()) == make_grid(served)[..., 0]).all()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.npy", "made.png"]
 
 
 def test_score_writes_a_json_line_an_image_with_the_numbers_of_the_service(
@@ -160,28 +138,6 @@ def test_a_mistyped_setting_is_said(cli: Cli) -> None:
     assert (done.returncode, done.stderr) == (0, "ddaebm: DDAEBM_PROT is not a setting; see --print-settings\n")
 
 
-def test_two_processes_do_not_write_the_same_samples(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
-    arguments = ["sample", "--bundle", str(debug_bundle), "-n", "200000", "--out"]
-    for out, trace in (("made.zip", ".made.zip.*.partial"), ("made", "made/*.png")):
-        with subprocess.Popen([*COMMAND, *arguments, out], cwd=tmp_path, env=environment()) as first:
-            wait_until(lambda trace=trace: any(path.stat().st_size for path in tmp_path.glob(trace)))
-            check_failure(cli(*arguments, out), 2, "another process is writing", out)
-            first.kill()
-
-
-def test_sampling_that_is_interrupted_says_that_it_can_go_on(debug_bundle: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "sample", "--bundle", str(debug_bundle), "-n", "200000", "--out", "made.zip"]
-    # A suite that was started in the background hands down that SIGINT is ignored.
-    command = [sys.executable, "-c", "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
-               " os.execv(sys.argv[1], sys.argv[1:])", *command]  # fmt: skip
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob(".made.zip.*.partial")))
-        process.send_signal(signal.SIGINT)
-        assert process.stderr
-        assert process.stderr.read() == "made.zip: stopped; the same command resumes\n"
-    assert process.returncode == 130
-
-
 def test_calibrate_gives_a_bundle_its_p_values_anew(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
     images = 255 - training_images(debug_bundle)[:100]
     np.save(tmp_path / "inverted.npy", images)
@@ -265,55 +221,8 @@ def test_output_that_nobody_reads_on_is_no_error(debug_bundle: Path, tmp_path: P
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("out", ["made.zip", "made.npy", "made"])
-def test_sampling_that_was_killed_goes_on_to_the_same_bytes(
-    cli: Cli, debug_bundle: Path, tmp_path: Path, out: str
-) -> None:
-    (tmp_path / "whole").mkdir()
-    assert cli("sample", "--bundle", debug_bundle, "-n", 3000, "--seed", 9, "--out", f"whole/{out}").returncode == 0
-
-    def progress() -> int:
-        spools = sum(path.stat().st_size // 256 for path in tmp_path.glob(".made.*.partial"))
-        return spools + len(list(tmp_path.glob("made/*.png")))
-
-    arguments = ["sample", "--bundle", str(debug_bundle), "-n", "3000", "--seed", "9", "--out", out]
-    with subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment(DDAEBM_THREADS="1")) as process:
-        wait_until(lambda: progress() >= 128)
-        process.kill()
-    assert not (tmp_path / out).is_file()
-    assert 128 <= progress() < 3000
-    assert cli(*arguments).returncode == 0
-
-    whole, resumed = tmp_path / "whole" / out, tmp_path / out
-    if whole.is_dir():
-        assert [path.name for path in sorted(resumed.iterdir())] == [path.name for path in sorted(whole.iterdir())]
-        assert all((resumed / path.name).read_bytes() == path.read_bytes() for path in whole.iterdir())
-    else:
-        assert resumed.read_bytes() == whole.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["whole", out])
-
-
-def test_a_folder_of_other_samples_is_not_mixed_with_these(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
-    assert cli("sample", "--bundle", debug_bundle, "-n", 2, "--out", "made").returncode == 0
-    assert cli("sample", "--bundle", debug_bundle, "-n", 3, "--out", "made").returncode == 0  # more of the same
-    assert len(list((tmp_path / "made").glob("*.png"))) == 3
-    done = cli("sample", "--bundle", debug_bundle, "-n", 2, "--seed", 1, "--out", "made")
-    check_failure(done, 2, "another bundle or seed")
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "mine.png").touch()
-    check_failure(cli("sample", "--bundle", debug_bundle, "--out", "photos"), 2, "not empty")
-
-
 def test_a_setting_in_the_environment_without_a_meaning_is_bad_usage(cli: Cli) -> None:
     check_failure(cli("serve", DDAEBM_PORT="abc"), 2, "DDAEBM_PORT")
-
-
-def test_sampling_leaves_no_half_a_file_behind(cli: Cli, debug_bundle: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(debug_bundle, bundle)
-    (bundle / "sampler.onnx").unlink()
-    check_failure(cli("sample", "--bundle", bundle, "--out", "x.png"), 1, "sampler.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_key_that_is_made_opens_the_service_that_is_given_its_hash(cli: Cli) -> None:
