@@ -93,7 +93,7 @@ class ModelConfig:
 
     @property
     def is_image(self) -> bool:
-        """Whether the data are images; otherwise they are points."""
+        """True for images, False for points."""
         return len(self.data_shape) == 3
 
     @property

@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What generator and encoder make of a `Pair`."""
+    """Outputs of generator and encoder for a `Pair`."""
 
     x_t: Tensor  # (B, *data_shape), draw of p_phi(x_t | x_tp1) with a latent from the prior
     x0_hat: Tensor  # (B, *data_shape), the generator's output for that draw
@@ -82,7 +82,7 @@ class DDAEBMLoss:
 
     @property
     def slope_is_free(self) -> bool:
-        """Whether generated samples enter `energy_loss` as -E(x_gen) alone.
+        """True if generated samples enter `energy_loss` only as -E(x_gen).
 
         Then the gradient of the mean loss at x_gen is -∇E(x_gen)/B, and needs no extra backward pass.
         """

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Collection
 from itertools import count, cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -62,8 +62,7 @@ class Connection(asyncio.Protocol):
         self.busy, self.lost, self.ended = False, False, 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its base class
 
     def ask(self, asked: tuple[bytes, bool], began: float) -> None:
         data, self.png = asked
