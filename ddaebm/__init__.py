@@ -10,18 +10,19 @@ The names below are imported on first use: `import ddaebm` itself needs neither 
 """
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
 
 __version__ = "0.1.0"
 
 # `model`, `service` and `training` are symbolic links in a checkout, and folders in a wheel.
-if not all((Path(__file__).parent / room).is_dir() for room in ("model", "service", "training")):
+_HERE = os.path.dirname(__file__)  # noqa: PTH120  # pathlib takes longer to import than all the rest
+if not all(os.path.isdir(f"{_HERE}/{room}") for room in ("model", "service", "training")):  # noqa: PTH112
     raise ImportError(
         "the symbolic links ddaebm/model, ddaebm/service and ddaebm/training are missing from this copy; "
         "clone again with `git clone -c core.symlinks=true`, or install the wheel"
     )
 
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING: true for type checkers
 if TYPE_CHECKING:
     from ddaebm.api import Model, load
     from ddaebm.detector import Detector
@@ -52,7 +53,7 @@ _HOME = {
 }  # the errors are in ddaebm.model.errors
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME.get(name, "ddaebm.model.errors")), name)
