@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
 from ddaebm import __version__
 from ddaebm.model.engine import Engine
+from ddaebm.service.decoding.processes import Decoders
 from ddaebm.service.http import errors
 from ddaebm.service.http.bodies import Bodies
-from ddaebm.service.http.middleware import RequestMiddleware
+from ddaebm.service.http.middleware import Cors, RequestMiddleware
 from ddaebm.service.http.paths import Paths
 from ddaebm.service.metrics import Metrics
 from ddaebm.service.queue.batching import Batcher
@@ -70,16 +70,15 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         paths=Paths([route for router in (*routers, probes.router) for route in router.routes], _PAGES),
         metrics=metrics,
         max_body_bytes=settings.max_body_bytes,
-        bodies=Bodies(settings.max_bodies_bytes),
-        body_seconds=settings.body_seconds,
+        bodies=Bodies(settings.max_bodies_bytes, settings.body_seconds),
         api_keys=settings.api_keys,
         tracing=tracing,
     )
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", "ETag"],
         )
@@ -90,7 +89,7 @@ def create_app(settings: Settings | None = None, *engines: Engine) -> FastAPI:
         app.include_router(router, dependencies=security)
     app.include_router(probes.router)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> RedirectResponse:
         return RedirectResponse("/docs")
 
@@ -122,11 +121,15 @@ async def _start(settings: Settings, metrics: Metrics, engines: Sequence[Engine]
     batcher.start()
     registry = Registry(load, metrics, keep)
     registry.serve(ready)
-    decoders = ThreadPoolExecutor(settings.decode_threads, "decode")
-    return Service(settings, metrics, registry, Runner(settings, batcher), decoders)
+    decoders = Decoders(settings.decode_processes, settings.max_decode_pixels, metrics.decoder_restarts.inc)
+    metrics.decode_pixels.set_function(lambda: decoders.waiting_pixels)
+    parsers = ThreadPoolExecutor(settings.decode_threads, "parse")
+    return Service(settings, metrics, registry, Runner(settings, batcher, decoders), parsers)
 
 
 async def _stop(service: Service) -> None:
-    service.decoders.shutdown(wait=False, cancel_futures=True)
+    service.parsers.shutdown(wait=False, cancel_futures=True)
+    if not await asyncio.to_thread(service.runner.decoders.close, _CLOSE_SECONDS):
+        logger.error("the decoder processes did not end within %d s", _CLOSE_SECONDS)
     if not await asyncio.to_thread(service.runner.batcher.close, _CLOSE_SECONDS):
         logger.error("the inference threads did not end within %d s", _CLOSE_SECONDS)

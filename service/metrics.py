@@ -36,6 +36,12 @@ class Metrics:
         self.queue_limit = Gauge(
             "ddaebm_queue_limit_images", "Images that may wait before requests are refused.", registry=registry
         )
+        self.decode_pixels = Gauge(
+            "ddaebm_decode_queue_pixels", "Pixels waiting for the decoder processes.", registry=registry
+        )
+        self.decoder_restarts = Counter(
+            "ddaebm_decoder_restarts_total", "Decoder processes that died or were killed.", registry=registry
+        )
         self.batch_images = Histogram(
             "ddaebm_batch_images", "Images in one inference.", ["operation"],
             buckets=tuple(2**i for i in range(11)), registry=registry,

@@ -1,12 +1,16 @@
 """Runs a request's work on the inference threads, under its deadline, while its client waits."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
 from numpy.typing import NDArray
 
-from ddaebm.service.http.context import RequestContext
+from ddaebm.model.errors import ImageError
+from ddaebm.model.images.decode import Decoded
+from ddaebm.service.decoding.processes import Decoders, DecodersFullError, DecoderUnavailableError, Job
+from ddaebm.service.http.context import Deadline, RequestContext
 from ddaebm.service.http.errors import CLIENT_GONE, Problem
 from ddaebm.service.queue.admission import QueueFullError
 from ddaebm.service.queue.batching import Batcher, BatcherStoppedError
@@ -15,10 +19,10 @@ from ddaebm.service.settings import Settings
 
 
 class Runner:
-    """Runs work of requests on the batcher, and tells whether the service is ready."""
+    """Runs work of requests on the batcher and the decoders, and tells whether the service is ready."""
 
-    def __init__(self, settings: Settings, batcher: Batcher) -> None:
-        self.settings, self.batcher = settings, batcher
+    def __init__(self, settings: Settings, batcher: Batcher, decoders: Decoders) -> None:
+        self.settings, self.batcher, self.decoders = settings, batcher, decoders
         self.draining = False
         self.failed = False  # permanent: only a new process helps
 
@@ -30,7 +34,7 @@ class Runner:
             return "inference threads died or hung twice; restart the service"
         if not self.batcher.alive:
             return "an inference thread died; another one is being started"
-        return None
+        return self.decoders.fault()
 
     async def run(self, request: Request, context: RequestContext, operation: Operation, rows: NDArray[Any]) -> Arrays:
         """Run `rows` on an inference thread, unless the client leaves or its deadline passes first.
@@ -55,31 +59,70 @@ class Runner:
             raise self._stopped() from error
         context.admitted = True
         reason = "cancelled"
-        gone = asyncio.ensure_future(_disconnect(request))
         try:
-            waiting: set[asyncio.Future[Any]] = {job.future, gone}
-            await asyncio.wait(waiting, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
-            if job.future.done():
-                arrays = job.future.result()
-            elif gone.done():
-                reason = "client-gone"
-                raise Problem(CLIENT_GONE, "client-gone", "the client left")
-            else:
-                reason = "deadline"
-                raise deadline.problem()
+            await _while_client_waits(request, deadline, job.future)
+            arrays = job.future.result()
         except BatcherStoppedError as error:
             raise self._stopped() from error
+        except Problem as problem:
+            reason = problem.slug
+            raise
         finally:
-            gone.cancel()
             self.batcher.cancel(job, reason)
         timings = context.timings
         timings["queue"] = timings.get("queue", 0.0) + job.started - job.submitted
         timings["infer"] = timings.get("infer", 0.0) + job.finished - job.started
         return arrays
 
+    async def decode(
+        self, request: Request, context: RequestContext, jobs: Sequence[Job]
+    ) -> list[Decoded | ImageError]:
+        """Decode `jobs` in the decoder processes, unless the client leaves or its deadline passes first.
+
+        Raises:
+            Problem: 429 too many pixels wait, 503 no process runs, 504 too late.
+        """
+        deadline = context.start(request.headers, self.settings.deadline_seconds)
+        try:
+            self.decoders.submit(jobs)
+        except DecodersFullError as error:
+            wait = {"Retry-After": str(error.retry_after)}
+            why = f"over {self.settings.max_decode_pixels} pixels wait to be decoded"
+            raise Problem(429, "decoders-full", f"{why}; try again in {error.retry_after} s", wait) from error
+        except DecoderUnavailableError as error:
+            raise self._stopped() from error
+        results = asyncio.gather(*(asyncio.wrap_future(job.result) for job in jobs), return_exceptions=True)
+        try:
+            await _while_client_waits(request, deadline, results)
+        finally:
+            results.cancel()
+        outcomes: list[Decoded | ImageError] = []
+        for outcome in results.result():
+            if isinstance(outcome, DecoderUnavailableError):
+                raise self._stopped() from outcome
+            if not isinstance(outcome, Decoded | ImageError):
+                raise outcome
+            outcomes.append(outcome)
+        return outcomes
+
     def _stopped(self) -> Problem:
-        reason = self.fault() or "the inference thread died or hung with this request"
+        reason = self.fault() or "what ran this request has stopped"
         return Problem(503, "not-ready", f"{reason}; try again", {"Retry-After": "1"})
+
+
+async def _while_client_waits(request: Request, deadline: Deadline, result: "asyncio.Future[Any]") -> None:
+    """Wait for `result`.
+
+    Raises:
+        Problem: 499 the client left, 504 the deadline passed.
+    """
+    gone = asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({result, gone}, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    if not result.done():
+        raise Problem(CLIENT_GONE, "client-gone", "the client left") if gone.done() else deadline.problem()
 
 
 async def _disconnect(request: Request) -> None:

@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     )
     body_seconds: float = Field(30.0, gt=0, description="time for a request body to arrive")
     send_seconds: float = Field(30.0, gt=0, description="time for a client to receive its response")
-    decode_threads: int = Field(2, ge=1, description="threads that parse and decode uploads")
+    decode_threads: int = Field(2, ge=1, description="threads that parse uploads and decode small images")
+    decode_processes: int = Field(2, ge=1, description="processes that decode other images; started when needed")
+    max_decode_pixels: int = Field(
+        128_000_000, ge=1, description="pixels that may wait for these processes; requests beyond them get 429"
+    )
     max_files: int = Field(256, ge=1, description="images of one scoring request")
     max_image_pixels: int = Field(16_000_000, ge=1, description="pixels of one uploaded image, checked before decoding")
     max_request_pixels: int = Field(64_000_000, ge=1, description="pixels of all images of one request")

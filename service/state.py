@@ -29,7 +29,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     runner: Runner
-    decoders: ThreadPoolExecutor  # for uploads only, so that encoding of samples does not wait behind them
+    parsers: ThreadPoolExecutor  # for uploads only, so that encoding of samples does not wait behind them
     statistics: dict[str, InferStatistics] = field(default_factory=dict)  # by the model names of /v2
 
 

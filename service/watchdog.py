@@ -1,4 +1,7 @@
-"""Replaces an inference thread that died or hangs, once. The second time the service fails."""
+"""Replaces an inference thread that died or hangs, once. The second time the service fails.
+
+Decoder processes are replaced whenever that happens: what they read is made by clients.
+"""
 
 import asyncio
 import logging
@@ -15,6 +18,7 @@ async def watch(service: Service) -> None:
     restarted = False
     while not service.runner.draining:
         await asyncio.sleep(_EVERY)
+        service.runner.decoders.tend()
         fault = _fault(service)
         if fault is None or service.runner.draining:
             continue

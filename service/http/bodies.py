@@ -1,6 +1,8 @@
 """Bounds the bytes of request bodies in memory, over all requests."""
 
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, field
 
 from ddaebm.service.http.errors import Problem
 
@@ -12,37 +14,63 @@ SMALL_BODY = 64 * 2**10
 @dataclass
 class Bodies:
     limit: int  # bytes
+    seconds: float  # in which a body must arrive
     held: int = 0
+    counted: "dict[Body, None]" = field(default_factory=dict)  # those with bytes that count
+
+    def seconds_until(self, room: int) -> int:
+        """Whole seconds after which `room` bytes are free at the latest, if no other body takes them.
+
+        A body that arrives may take all of its time; one that is complete is decoded soon.
+        """
+        missing = room - (self.limit - self.held)
+        wait = 0.0
+        for body in sorted(self.counted, key=lambda body: body.until):
+            if missing <= 0:
+                break
+            missing -= body.bytes
+            wait = max(wait, body.until - time.monotonic())
+        return max(1, math.ceil(wait))
 
 
-@dataclass
+@dataclass(eq=False)
 class Body:
     """The bytes of one request. It counts bytes received, not announced: announcing costs a client nothing."""
 
     all: Bodies
     received: int = 0
-    counted: int = 0
+    bytes: int = 0  # of these, how many count
     refused: bool = False
+    until: float = 0.0  # when it has arrived or is given up, monotonic
 
     def announce(self, length: int) -> None:
         """Raises Problem 429 if `length` bytes would not fit now."""
+        self.until = time.monotonic() + self.all.seconds
         self._check(length - SMALL_BODY)
 
     def add(self, length: int) -> None:
         """Raises Problem 429 if `length` more bytes do not fit."""
         self.received += length
-        more = max(0, self.received - SMALL_BODY) - self.counted
+        more = max(0, self.received - SMALL_BODY) - self.bytes
         self._check(more)
-        self.counted += more
-        self.all.held += more
+        if more > 0:
+            self.bytes += more
+            self.all.held += more
+            self.all.counted[self] = None
+
+    def complete(self) -> None:
+        """It has arrived."""
+        self.until = 0.0
 
     def release(self) -> None:
         """Stop counting: the bytes were decoded or discarded."""
-        self.all.held -= self.counted
-        self.counted = 0
+        self.all.held -= self.bytes
+        self.bytes = 0
+        self.all.counted.pop(self, None)
 
     def _check(self, more: int) -> None:
         if more > 0 and self.all.held + more > self.all.limit:
             self.refused = True
-            detail = f"{self.all.held} bytes of other request bodies are being read; try again, or send less at once"
-            raise Problem(429, "bodies-full", detail, {"Retry-After": "1", "Connection": "close"})
+            wait = self.all.seconds_until(more)
+            detail = f"{self.all.held} bytes of other request bodies are in memory; try again in {wait} s, or send less"
+            raise Problem(429, "bodies-full", detail, {"Retry-After": str(wait), "Connection": "close"})

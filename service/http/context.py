@@ -22,12 +22,15 @@ class Deadline:
 
     allowed: float  # seconds
     began: float = field(default_factory=time.monotonic)
+    by_client: bool = False  # shortened by the client
 
     def left(self) -> float:
         return max(0.0, self.began + self.allowed - time.monotonic())
 
     def shorten(self, seconds: float) -> None:
-        self.allowed = min(self.allowed, seconds)
+        """Allow a client's fewer seconds."""
+        if seconds < self.allowed:
+            self.allowed, self.by_client = seconds, True
 
     def check(self) -> None:
         """Raises Problem 504 once it has passed."""
@@ -57,7 +60,9 @@ class RequestContext:
         """
         if self.deadline is None:
             self.low = self.low or is_low(headers)
-            self.deadline = Deadline(min(longest, _wanted_seconds(headers)))
+            wanted = _wanted_seconds(headers)
+            self.deadline = Deadline(longest)
+            self.deadline.shorten(wanted)
         return self.deadline
 
 

@@ -15,7 +15,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+_MOST = 10  # fields that one answer tells of
 CLIENT_GONE = 499  # never sent, since the client has left; labels the outcome in the metrics
+CLIENT_DEADLINE = "504-client"  # in the metrics, a 504 by the deadline that the client set: no fault of the service
 # Sent with every response: no content sniffing, no framing, no referrer to other sites.
 SECURITY_HEADERS = (
     ("x-content-type-options", "nosniff"), ("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"),
@@ -88,12 +90,12 @@ def install(app: FastAPI) -> None:
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """400 for a body that is not JSON, else 422 with one message per field. Client input is not echoed."""
+    """400 for a body that is not JSON, else 422 with a message for each of the first fields. No input is echoed."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Problem(400, "malformed-json", "the request body is not valid JSON")
     fields = [
         {"field": ".".join(str(part)[:100] for part in error["loc"][1:]) or "body", "message": _message(error)}
-        for error in errors[:20]
+        for error in errors[:_MOST]
     ]
     detail = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
     return Problem(422, "invalid-request", detail, errors=fields)
@@ -102,6 +104,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> Problem:
 def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return "there is no such field; /docs has all of them"
+    if error["type"] == "bytes_type":
+        return "must be a string of base64"
     text: str = error["msg"]
     return text.removeprefix("Value error, ")  # pydantic puts this before the message of our own validators
 

@@ -3,8 +3,6 @@
 import re
 from collections.abc import Sequence
 
-from fastapi import Request
-
 from ddaebm.service.http.errors import Problem
 
 JSON, PNG, ZIP, NPY = "application/json", "image/png", "application/zip", "application/x-npy"
@@ -12,9 +10,9 @@ FORM = "multipart/form-data"
 BINARY = {"schema": {"type": "string", "format": "binary"}}  # how OpenAPI describes bytes
 
 
-def media_type_of(request: Request) -> str:
-    """Media type of the body without parameters; empty if the client names none."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def media_type_of(content_type: str) -> str:
+    """Media type of a Content-Type, without its parameters; empty if there is none."""
+    return content_type.partition(";")[0].strip().lower()
 
 
 def choose_media_type(accept: str, offered: Sequence[str]) -> str:

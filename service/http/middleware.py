@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddaebm.service.http.auth import check_key
 from ddaebm.service.http.bodies import SMALL_BODY, Bodies, Body
 from ddaebm.service.http.context import RequestContext
-from ddaebm.service.http.errors import CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
+from ddaebm.service.http.errors import CLIENT_DEADLINE, CLIENT_GONE, SECURITY_HEADERS, Problem, problem_response
 from ddaebm.service.http.paths import Paths, Traits
 from ddaebm.service.logs import access, log_request
 from ddaebm.service.metrics import Metrics
@@ -36,11 +38,11 @@ class RequestMiddleware:
     """Sets `request.state.context`; routes receive it as a `RequestContext`."""
 
     def __init__(
-        self, app: ASGIApp, paths: Paths, metrics: Metrics, max_body_bytes: int, bodies: Bodies, body_seconds: float,
+        self, app: ASGIApp, paths: Paths, metrics: Metrics, max_body_bytes: int, bodies: Bodies,
         api_keys: Sequence[str], tracing: Tracing | None,
     ) -> None:  # fmt: skip
         self.app, self.paths, self.metrics, self.api_keys = app, paths, metrics, api_keys
-        self.max_body_bytes, self.bodies, self.body_seconds = max_body_bytes, bodies, body_seconds
+        self.max_body_bytes, self.bodies = max_body_bytes, bodies
         self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,8 +51,7 @@ class RequestMiddleware:
             return
         began = time.perf_counter()
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_COUNT):016x}"
+        request_id = request_id_of(headers)
         context = RequestContext(request_id, Body(self.bodies))
         scope.setdefault("state", {})["context"] = context
         traits = self.paths.of(scope["path"])
@@ -75,6 +76,13 @@ class RequestMiddleware:
                 check_key(headers, self.api_keys)
             _check_length(headers, limit, context.body)
             await self.app(scope, self._limited(receive, limit, context.body), send_with_headers)
+        except asyncio.CancelledError:  # the drain ran out of time
+            if status != CLIENT_GONE:
+                raise
+            stopped = Problem(
+                503, "draining", "the service shut down before this was done; try again", {"Retry-After": "1"}
+            )
+            await problem_response(stopped, scope["path"], request_id)(scope, receive, send_with_headers)
         except ClientDisconnect:  # while its body was read; counted as 499, not as an error of ours
             logger.debug("request %s: the client left", request_id)
         except Problem as problem:  # from the two checks above; the app answers later ones itself
@@ -99,10 +107,12 @@ class RequestMiddleware:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         seconds = time.perf_counter() - began
         path, client = quote(scope["path"]), (scope.get("client") or ("-",))[0]
-        self.metrics.requests.labels(route, method, str(status)).inc()
+        self.metrics.requests.labels(
+            route, method, CLIENT_DEADLINE if _impatient(status, context) else str(status)
+        ).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         if status in _REASONS and not traits.public:
-            self.metrics.rejected.labels("bodies_full" if context.body.refused else _REASONS[status]).inc()
+            self.metrics.rejected.labels(_reason(status, context)).inc()
         # Successful probes and scrapes would bury the rest.
         level = logging.DEBUG if traits.probe and status < 400 else logging.INFO
         if access.isEnabledFor(level):
@@ -118,7 +128,7 @@ class RequestMiddleware:
     def _limited(self, receive: Receive, limit: int, body: Body) -> Receive:
         """Bounds the bytes received, for bodies of unknown length, and the time that they take."""
         complete = False
-        deadline = asyncio.get_running_loop().time() + self.body_seconds
+        deadline = asyncio.get_running_loop().time() + self.bodies.seconds
 
         async def limited() -> Message:
             nonlocal complete
@@ -128,17 +138,44 @@ class RequestMiddleware:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError as error:
-                detail = (
-                    f"the request body did not arrive within {self.body_seconds:g} s; send it faster, or less of it"
-                )
+                seconds = self.bodies.seconds
+                detail = f"the request body did not arrive within {seconds:g} s; send it faster, or less of it"
                 raise Problem(408, "slow-body", detail, {"Connection": "close"}) from error
             complete = not message.get("more_body", False)
             body.add(len(message.get("body", b"")))
+            if complete:
+                body.complete()
             if body.received > limit:
                 raise _too_large(limit)
             return message
 
         return limited
+
+
+class Cors(CORSMiddleware):
+    """Answers the preflight requests of browsers, outside of `RequestMiddleware`, since they bring no key."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.headers.update({"x-request-id": request_id_of(request_headers), **dict(SECURITY_HEADERS)})
+        return response
+
+
+def request_id_of(headers: Headers) -> str:
+    """The client's own id if it is one, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_COUNT):016x}"
+
+
+def _impatient(status: int, context: RequestContext) -> bool:
+    """True if the answer is 504 because the client asked for a shorter deadline than ours."""
+    return status == 504 and context.deadline is not None and context.deadline.by_client
+
+
+def _reason(status: int, context: RequestContext) -> str:
+    if context.body.refused:
+        return "bodies_full"
+    return "client_deadline" if _impatient(status, context) else _REASONS[status]
 
 
 def _too_large(limit: int) -> Problem:

@@ -5,11 +5,9 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 A binary request is JSON, whose length is in a header, followed by the bytes of its tensors.
 """
 
-import gzip
-import io
+import itertools
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +17,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from ddaebm.service.http.errors import Problem, from_validation
+from ddaebm.service.http.uploads import without_bom
 
 HEADER_LENGTH = "inference-header-content-length"
 _MAX_JSON = 4 * 2**20  # numbers as JSON are slow to parse and large in memory; larger tensors must be binary
+_MAX_TENSORS = 16  # inputs or outputs of one request
+_SPARE = 256  # values and containers of a request besides those of its tensor
+_MAX_SECONDS = 1e9  # of parameters.timeout
 _DTYPES: dict[str, np.dtype[Any]] = {
     "INT64": np.dtype("<i8"),
     "UINT8": np.dtype("u1"),
@@ -44,20 +46,20 @@ class TensorSpec:
 
 class _Output(BaseModel):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Input(_Output):
     datatype: str
-    shape: list[int] = Field(min_length=1, max_length=8)
+    shape: list[int] = Field(min_length=1, max_length=8, fail_fast=True)
     data: list[Any] | None = None
 
 
 class _Body(BaseModel):
     id: str | None = None
-    parameters: dict[str, Any] = {}
-    inputs: list[_Input]
-    outputs: list[_Output] | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: list[_Input] = Field(max_length=_MAX_TENSORS, fail_fast=True)
+    outputs: list[_Output] | None = Field(None, max_length=_MAX_TENSORS, fail_fast=True)
 
 
 @dataclass(frozen=True)
@@ -69,28 +71,6 @@ class InferRequest:
     outputs: Mapping[str, bool]  # name -> as bytes
     timeout: float | None  # seconds
     low: bool  # low priority
-
-
-def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """Decompress the body.
-
-    Raises:
-        Problem: 415 unknown encoding, 400 corrupt, 413 over `limit` bytes.
-    """
-    if encoding in ("", "identity"):
-        return body
-    try:
-        if encoding == "gzip":
-            plain = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
-        elif encoding == "deflate":
-            plain = zlib.decompressobj().decompress(body, limit + 1)
-        else:
-            raise Problem(415, "unsupported-encoding", "Content-Encoding must be gzip, deflate or none")
-    except (OSError, EOFError, zlib.error) as error:
-        raise Problem(400, "malformed-body", f"the body is not {encoding}") from error
-    if len(plain) > limit:
-        raise Problem(413, "body-too-large", f"the body is over {limit} bytes once it is inflated; send less at once")
-    return plain
 
 
 def parse_request(
@@ -109,24 +89,29 @@ def parse_request(
     if cut > _MAX_JSON:
         detail = f"over {_MAX_JSON} bytes of JSON; send the tensor as binary data, or fewer rows at once"
         raise Problem(413, "body-too-large", detail)
+    head = without_bom(body[:cut])
+    _check_counts(head, spec, most)
     try:
-        asked = _Body.model_validate_json(body[:cut])
+        asked = _Body.model_validate(json.loads(str(head, "utf-8")))
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits, or too deep
+        raise Problem(400, "malformed-json", "the request body is not valid JSON") from error
+    parameters = asked.parameters or {}
     if [item.name for item in asked.inputs] != [spec.name]:
         raise _wrong(f"this model takes one input, {spec.name}")
     tensor = _read(asked.inputs[0], body[cut:], spec, most)
     names = [output.name for output in outputs]
-    binary = asked.parameters.get("binary_data_output") is True
-    wanted = {output.name: output.parameters.get("binary_data", binary) is True for output in asked.outputs or []}
+    binary = parameters.get("binary_data_output") is True
+    wanted = {o.name: (o.parameters or {}).get("binary_data", binary) is True for o in asked.outputs or []}
     if unknown := [name for name in wanted if name not in names]:
         raise _wrong(f"no output {unknown[0][:100]!r}; there are {', '.join(names)}")
-    timeout = asked.parameters.get("timeout")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 0):
-        raise _wrong("parameters.timeout must be a whole number of microseconds")
-    priority = asked.parameters.get("priority", 0)
-    if isinstance(priority, bool) or not isinstance(priority, int) or priority < 0:
+    timeout = parameters.get("timeout")
+    if timeout is not None and not (type(timeout) is int and 0 <= timeout <= 1e6 * _MAX_SECONDS):
+        raise _wrong(f"parameters.timeout must be a whole number of microseconds, at most {1e6 * _MAX_SECONDS:g}")
+    priority = parameters.get("priority") or 0
+    if type(priority) is not int or priority < 0:
         raise _wrong("parameters.priority must be a whole number: 0 or 1, or from 2 for work that may be passed")
     return InferRequest(
         asked.id, tensor, wanted or dict.fromkeys(names, binary), timeout / 1e6 if timeout else None, priority > 1
@@ -145,7 +130,7 @@ def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[An
     if shape[0] > most:
         raise Problem(413, "too-many-images", f"{shape[0]} rows at once; this server takes {most}")
     dtype, count = _DTYPES[spec.datatype], shape[0] * math.prod(inner)
-    size = given.parameters.get("binary_data_size")
+    size = (given.parameters or {}).get("binary_data_size")
     if size is not None:
         if given.data is not None:
             raise _wrong(f"{spec.name} has both data and binary_data_size")
@@ -157,16 +142,37 @@ def _read(given: _Input, tail: bytes, spec: TensorSpec, most: int) -> NDArray[An
         raise _wrong(f"{len(tail)} bytes came after the JSON that no input asks for")
     if given.data is None:
         raise _wrong(f"{spec.name} has neither data nor binary_data_size")
-    try:
-        values = np.array(given.data)
-    except (ValueError, OverflowError) as error:  # ragged, or too deep
-        raise _wrong(f"{spec.name}: data is not one tensor") from error
+    values = _flatten(given.data, shape)
+    if len(values) != count or set(map(type, values)) != {int}:
+        raise _wrong(f"{spec.name}: data must be {count} whole numbers, flat or nested like its shape")
     bounds = np.iinfo(dtype)
-    if values.dtype.kind not in "iu" or values.size != count:
-        raise _wrong(f"{spec.name}: data must be {count} whole numbers")
-    if values.min() < bounds.min or values.max() > bounds.max:
+    if min(values) < bounds.min or max(values) > bounds.max:
         raise _wrong(f"{spec.name}: data must fit {spec.datatype}")
-    return values.astype(dtype).reshape(shape[0], *inner)
+    return np.array(values, dtype).reshape(shape[0], *inner)
+
+
+def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+    """The values of nested lists of `shape` in one list; anything else as it is.
+
+    NumPy would do this, but makes an array of the longest text if there is one: a thousand texts take a thousand times
+    the memory of the longest.
+    """
+    for i, size in enumerate(shape[1:], start=1):
+        if len(data) != math.prod(shape[:i]) or any(type(row) is not list or len(row) != size for row in data):
+            break
+        data = list(itertools.chain.from_iterable(data))
+    return data
+
+
+def _check_counts(head: bytes, spec: TensorSpec, most: int) -> None:
+    """Raises Problem 413 if JSON has more values or lists than the largest tensor of `spec`, before they are made.
+
+    A list takes 20 times the memory of its text.
+    """
+    shape = (most, *spec.shape[1:])
+    lists = sum(math.prod(shape[:i]) for i in range(len(shape)))
+    if head.count(b",") > math.prod(shape) + _SPARE or head.count(b"[") + head.count(b"{") > lists + _SPARE:
+        raise Problem(413, "too-many-values", f"more values than {most} rows of {spec.name} have; send fewer at once")
 
 
 def encode_response(

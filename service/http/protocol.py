@@ -8,6 +8,7 @@ and for receiving its response. The middleware limits the time of bodies that th
 import asyncio
 import logging
 import math
+import select
 import uuid
 from typing import Any, Literal, cast
 
@@ -21,6 +22,9 @@ from uvicorn.server import ServerState
 from ddaebm.service.http.errors import SECURITY_HEADERS, Problem, problem_response
 from ddaebm.service.logs import log_request
 from ddaebm.service.state import Service
+
+_FRAMING = {b"content-length", b"transfer-encoding"}
+_HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
 
 
 class Connections(ServerState):
@@ -57,6 +61,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.send_timer: asyncio.TimerHandle | None = None
         self.answering: RequestResponseCycle | None = None  # being answered; `cycle` is the latest request received
         self.ended = False  # further input is ignored
+        self.upgrading = False  # the request offers another protocol
+        self.restarting = False  # a new parser is told of the headers that another one has read
 
     @property
     def busy(self) -> bool:
@@ -67,6 +73,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.poll = select.poll()
+        if socket := transport.get_extra_info("socket"):
+            self.poll.register(socket.fileno(), _HALF_CLOSED)
         self.metrics.connections.set(len(self.connections))
         self._await_client()
         self._watch()
@@ -98,6 +107,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self.send_timer:
             self.send_timer.cancel()
 
+    def half_closed(self) -> bool:
+        """True if the client has closed its side, although the event loop may not have noticed yet. Linux alone."""
+        return bool(self.poll.poll(0))
+
     # Requests
 
     def data_received(self, data: bytes) -> None:
@@ -121,31 +134,51 @@ class HttpProtocol(HttpToolsProtocol):
         self._watch()
 
     def _feed(self, data: memoryview) -> memoryview:
-        """Parse `data` and return the rest. The parser stops at an upgrade; none is offered, so HTTP continues."""
+        """Parse `data` and return the rest."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade()
             return data[upgrade.args[0] :]
         return data[:0]
+
+    def _ignore_upgrade(self) -> None:
+        """Continue with the body of a request whose offer to upgrade is ignored (RFC 9110, section 7.8).
+
+        The parser takes what follows the headers for another protocol. A new one is told that a body follows.
+        """
+        framing = [name + b": " + value for name, value in self.headers if name in _FRAMING]
+        self.parser = httptools.HttpRequestParser(self)
+        self.upgrading, self.restarting = False, True
+        self.parser.feed_data(b"\r\n".join([b"POST / HTTP/1.1", *framing, b"", b""]))
+        self.restarting = False
 
     def _expect_head(self) -> None:
         self.receiving, self.begun = "head", False
         self._await_client()
 
     def on_message_begin(self) -> None:
+        if self.restarting:
+            return
         self._expect_head()
         self.begun = True
         self.head_bytes = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        if not self.restarting:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.receiving == "body":  # ignore trailers
+        if self.receiving == "body":  # ignore trailers, and headers that are read again
             return
         if len(self.headers) == self.settings.max_headers:
             raise Problem(431, "headers-too-large", f"over {self.settings.max_headers} headers; send fewer")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.restarting:
+            return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self.settings.max_header_bytes:
             raise self._too_large()
@@ -153,6 +186,9 @@ class HttpProtocol(HttpToolsProtocol):
             raise Problem(429, "pipelined", "too many requests at once on one connection")
         self.receiving = "body"
         self.head_bytes = 0
+        self.upgrading = self.parser.should_upgrade()
+        if self.parser.get_http_version() == "1.0":  # it has no 100 Continue (RFC 9110, section 10.1.1)
+            self.expect_100_continue = False
         super().on_headers_complete()
         self.cycle.transport = cast(asyncio.Transport, _Lingering(self))
 
@@ -161,6 +197,8 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.upgrading:  # only the headers are
+            return
         self.receiving = "idle"
         self.head_bytes = 0
         super().on_message_complete()
@@ -270,7 +308,14 @@ class _Lingering:
 
     def __init__(self, protocol: HttpProtocol) -> None:
         self.protocol = protocol
-        self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
+        self.is_closing = protocol.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send, unless the client has closed its side since: an answer to that would depend on who is quicker."""
+        if self.protocol.half_closed():
+            self.protocol.transport.abort()
+        else:
+            self.protocol.transport.write(data)
 
     def close(self) -> None:
         if self.protocol.receiving == "body" and not self.protocol.transport.is_closing():

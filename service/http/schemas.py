@@ -1,8 +1,8 @@
 """Request and response types of the HTTP interface."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from ddaebm.model.noise import MAX_SEED
 
@@ -73,7 +73,10 @@ class ScoreQuery(BaseModel):
 class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    images: list[str] = Field(min_length=1, description="base64 of image files; data: URLs are taken too")
+    # Bytes, since one character beyond the basic plane would make a text of four bytes for each.
+    images: list[Annotated[bytes, WithJsonSchema({"type": "string"})]] = Field(
+        min_length=1, fail_fast=True, description="base64 of image files; data: URLs are taken too"
+    )
 
 
 class ImageProblem(BaseModel):

@@ -11,6 +11,7 @@ from ddaebm.service.state import Shared
 router = APIRouter(tags=["probes"])
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 @traits(PROBE)
 async def livez(service: Shared) -> Status:
@@ -20,8 +21,9 @@ async def livez(service: Shared) -> Status:
     return Status(status="live")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
-@router.get("/health", include_in_schema=False)
+@router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
 @traits(PROBE)
 async def readyz(service: Shared) -> Status:
     """200 while the service accepts requests."""
@@ -30,6 +32,7 @@ async def readyz(service: Shared) -> Status:
     return Status(status="ready")
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 @traits(PROBE)
 async def metrics(service: Shared) -> Response:

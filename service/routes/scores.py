@@ -3,8 +3,6 @@
 import asyncio
 import base64
 import time
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Annotated
 
@@ -14,20 +12,19 @@ from fastapi import APIRouter, Query, Request
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ImageError, ImageTooLargeError
 from ddaebm.model.images.contract import Contract
-from ddaebm.model.images.decode import Decoded, convert
+from ddaebm.model.images.decode import Decoded
 from ddaebm.model.images.encode import encode_png, overlay
-from ddaebm.model.images.formats import Entry
-from ddaebm.model.images.readers import open_entry
 from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.model.ood.levels import Explained, Scores
-from ddaebm.service.http.context import Context, Deadline
+from ddaebm.service.decoding.processes import Job
+from ddaebm.service.decoding.quick import decode_quick
+from ddaebm.service.http.context import Context, Deadline, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.paths import UPLOADS, traits
 from ddaebm.service.http.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
-from ddaebm.service.http.uploads import REQUEST_BODY, Upload, decoding, read_uploads
+from ddaebm.service.http.uploads import REQUEST_BODY, Body, parsing, read_body, read_entries
 from ddaebm.service.queue.scheduling import Operation
-from ddaebm.service.settings import Settings
-from ddaebm.service.state import Shared
+from ddaebm.service.state import Service, Shared
 
 router = APIRouter(tags=["scores"])
 
@@ -50,15 +47,7 @@ async def create_scores(
         if rate is not None and rate < scorer.smallest_p:
             detail = f"{name}: {rate:g} can never fire; the smallest possible p is {scorer.smallest_p:.3g}"
             raise Problem(422, f"{name}-too-small", detail)
-    settings, pool = service.settings, service.decoders
-    deadline = context.start(request.headers, settings.deadline_seconds)
-    async with AsyncExitStack() as stack:
-        entries = await read_uploads(Upload(request, settings, pool, deadline, stack))
-        began = time.perf_counter()
-        decode = partial(decode_all, entries, engine.contract, settings, deadline)
-        uploads = await decoding(pool, deadline, decode)
-        context.timings["decode"] = time.perf_counter() - began
-    del entries, decode
+    uploads = await _decode(request, service, context, engine.contract)
     context.body.release()
     readable = [item.pixels for _, item in uploads if isinstance(item, Decoded)]
     if not readable:
@@ -76,28 +65,30 @@ async def create_scores(
     return response
 
 
-def decode_all(entries: Iterable[Entry], contract: Contract, settings: Settings, deadline: Deadline) -> list[Item]:
-    """Decode all entries; those that fail have a problem instead. Headers are checked before pixels are decoded.
+async def _decode(request: Request, service: Service, context: RequestContext, contract: Contract) -> list[Item]:
+    """The images of the body; those that cannot be read have a problem instead."""
+    settings, deadline = service.settings, context.start(request.headers, service.settings.deadline_seconds)
+    content = await read_body(request, context, service.parsers, settings.max_body_bytes)
+    body = Body(content, request.headers.get("content-type", ""), settings, contract.channels)
+    del content
+    began = time.perf_counter()
+    read = partial(_read, body, contract, deadline)
+    del body
+    names, outcomes = await parsing(service.parsers, context, read)
+    del read  # and with it the body: what the decoders need, they hold
+    jobs = [outcome for outcome in outcomes if isinstance(outcome, Job)]
+    decoded = iter(await service.runner.decode(request, context, jobs)) if jobs else iter(())
+    images = [next(decoded) if isinstance(outcome, Job) else outcome for outcome in outcomes]
+    context.timings["decode"] = time.perf_counter() - began
+    return [
+        (name, _image_problem(image) if isinstance(image, ImageError) else image)
+        for name, image in zip(names, images, strict=True)
+    ]
 
-    Raises:
-        Problem: 504, the deadline passed.
-    """
-    budget = settings.max_request_pixels
-    uploads: list[Item] = []
-    for entry in entries:
-        deadline.check()
-        try:
-            image = open_entry(entry, settings.max_image_pixels)
-            pixels = image.width * image.height
-            if pixels > budget:
-                raise ImageTooLargeError(
-                    f"the request's images are over {settings.max_request_pixels} pixels together; send fewer at once"
-                )
-            budget -= pixels
-            uploads.append((entry.name, convert(image, contract)))
-        except ImageError as error:
-            uploads.append((entry.name, _image_problem(error)))
-    return uploads
+
+def _read(body: Body, contract: Contract, deadline: Deadline) -> tuple[list[str], list[Decoded | ImageError | Job]]:
+    entries = read_entries(body)
+    return [entry.name for entry in entries], decode_quick(entries, contract, body.settings, deadline.check)
 
 
 def _image_problem(error: ImageError) -> ImageProblem:

@@ -7,6 +7,7 @@ size and returns energies, scores and p-values.
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,10 +17,10 @@ from ddaebm.model.noise import MAX_SEED
 from ddaebm.model.ood.levels import Scores
 from ddaebm.service.http.context import Context, RequestContext
 from ddaebm.service.http.errors import Problem
-from ddaebm.service.http.openinference import HEADER_LENGTH, TensorSpec, encode_response, inflate, parse_request
+from ddaebm.service.http.openinference import HEADER_LENGTH, TensorSpec, encode_response, parse_request
 from ddaebm.service.http.paths import PROBE, UPLOADS, traits
 from ddaebm.service.http.schemas import MAX_SAMPLES
-from ddaebm.service.http.uploads import decoding, read_body
+from ddaebm.service.http.uploads import parsing, read_body
 from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.state import InferStatistics, Service, Shared
 
@@ -163,16 +164,11 @@ async def infer(name: str, request: Request, service: Shared, context: Context, 
 
 async def _infer(model: V2Model, version: str, request: Request, service: Service, context: RequestContext) -> Response:
     deadline = context.start(request.headers, service.settings.deadline_seconds)
-    body = await read_body(request)
-    encoding = request.headers.get("content-encoding", "").strip().lower()
+    body = await read_body(request, context, service.parsers, service.settings.max_body_bytes)
     length = request.headers.get(HEADER_LENGTH)
-
-    def read() -> Any:
-        plain = inflate(body, encoding, service.settings.max_body_bytes)
-        return parse_request(plain, length, model.input, model.outputs, model.most)
-
     began = time.perf_counter()
-    asked = await decoding(service.decoders, deadline, read)
+    read = partial(parse_request, body, length, model.input, model.outputs, model.most)
+    asked = await parsing(service.parsers, context, read)
     context.timings["decode"] = time.perf_counter() - began
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)

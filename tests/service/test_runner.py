@@ -39,7 +39,7 @@ def test_a_request_past_its_deadline_is_504_and_its_work_is_dropped(
         assert running.result(PATIENCE).status_code == 200
     assert client.post(SAMPLES, json={"n": 2}).status_code == 200
     assert engine.calls == [("sample", 1), ("sample", 2)]
-    assert metric(client, "ddaebm_rejected_total", reason="deadline") == 1
+    assert metric(client, "ddaebm_rejected_total", reason="client_deadline") == 1
     if path == SAMPLES:  # decoding may have used up the time of the other
         assert metric(client, "ddaebm_images_dropped_total", reason="deadline") == 3
 

@@ -35,6 +35,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "body_seconds": 30.0,
         "send_seconds": 30.0,
         "decode_threads": 2,
+        "decode_processes": 2,
+        "max_decode_pixels": 128_000_000,
         "max_files": 256,
         "max_image_pixels": 16_000_000,
         "max_request_pixels": 64_000_000,

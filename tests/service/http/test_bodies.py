@@ -21,7 +21,7 @@ LIMIT = 4 * SMALL_BODY
 
 
 def test_all_but_the_first_64_kib_of_each_body_counts() -> None:
-    bodies = Bodies(100)
+    bodies = Bodies(100, seconds=30)
     first, second = Body(bodies), Body(bodies)
     first.add(SMALL_BODY)
     second.add(SMALL_BODY + 60)
@@ -38,7 +38,7 @@ def test_all_but_the_first_64_kib_of_each_body_counts() -> None:
 
 
 def test_what_is_announced_is_refused_at_once_and_costs_nothing() -> None:
-    bodies = Bodies(100)
+    bodies = Bodies(100, seconds=30)
     body = Body(bodies)
     body.announce(SMALL_BODY + 100)
     with pytest.raises(Problem):
@@ -87,7 +87,7 @@ def test_bodies_that_do_not_fit_beside_others_are_429(engine: FakeEngine, meanwh
         assert late.status_code == 200
         return
     check_problem(late, 429, "bodies-full")
-    assert late.headers["retry-after"] == "1"
+    assert late.headers["retry-after"] == "30"  # the others have all of their time
     assert late.headers["connection"] == "close"
     assert 'ddaebm_rejected_total{reason="bodies_full"} 1.0' in metrics.text
     assert 'reason="queue_full"' not in metrics.text
@@ -126,14 +126,14 @@ def test_uploads_that_are_slow_to_decode_keep_neither_samples_nor_small_answers_
 ) -> None:
     client = make_client(decode_threads=2)
     gate, entered = threading.Event(), threading.Semaphore(0)
-    decode_all = ddaebm.service.routes.scores.decode_all
+    decode_quick = ddaebm.service.routes.scores.decode_quick
 
     def slow(*arguments: object) -> object:
         entered.release()
         assert gate.wait(PATIENCE)
-        return decode_all(*arguments)  # type: ignore[arg-type]
+        return decode_quick(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ddaebm.service.routes.scores.decode_all", slow)
+    monkeypatch.setattr("ddaebm.service.routes.scores.decode_quick", slow)
     with ThreadPoolExecutor(20) as pool:
         posts = [pool.submit(client.post, "/v1/scores", files=files(png())) for _ in range(20)]
         for _ in range(2):

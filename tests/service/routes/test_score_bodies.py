@@ -60,7 +60,7 @@ def test_decoding_stops_between_images_when_the_deadline_has_passed(
         time.sleep(0.1)
         return convert(image, contract)
 
-    monkeypatch.setattr("ddaebm.service.routes.scores.convert", slow)
+    monkeypatch.setattr("ddaebm.service.decoding.quick.convert", slow)
     response = client.post(URL, files=files(*[png()] * 30), headers={"x-request-timeout": "0.25"})
     check_problem(response, 504, "deadline")
     assert 1 <= len(decoded) <= 4

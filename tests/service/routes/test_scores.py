@@ -123,8 +123,8 @@ def test_when_no_image_is_readable_the_error_is_the_answer(client: TestClient, e
 
 def test_a_header_that_claims_too_many_pixels_is_refused_undecoded(client: TestClient) -> None:
     problem = check_problem(client.post(URL, files=files(BOMB)), 413, "too-many-pixels")
-    assert "2500000000 pixels" in problem["detail"]  # Pillow's own words, past its own limit
-    assert "at most 16000000 pixels" in problem["detail"]
+    assert "50000x50000 pixels" in problem["detail"]
+    assert "16384" in problem["detail"]
     results = score(client, BOMB, png(5))["results"]
     assert (results[0]["error"]["status"], results[1]["ood_score"]) == (413, 5)
 
@@ -246,11 +246,11 @@ BAD_FORMS: dict[str, tuple[str, bytes, int]] = {
     "no name": ("multipart/form-data; boundary=B", part("") + b"--B--\r\n", 400),
     "wrong name": ("multipart/form-data; boundary=B", part('; name="image"; filename="a"', png()) + b"--B--\r\n", 422),
     "text field": ("multipart/form-data; boundary=B", part('; name="images"', png()) + b"--B--\r\n", 422),
-    "17 text fields": ("multipart/form-data; boundary=B", part('; name="images"') * 17 + b"--B--\r\n", 400),
+    "17 text fields": ("multipart/form-data; boundary=B", part('; name="images"') * 17 + b"--B--\r\n", 422),
     "broken header": ("multipart/form-data; boundary=B", b"--B\r\n\x00\x01: \r\n\r\n--B--", 400),
     "long header": ("multipart/form-data; boundary=B", part(f'; name="images"; filename="{"x" * 9_999}"'), 400),
     "no header": ("multipart/form-data; boundary=B", b"--B\r\n\r\nx\r\n--B--\r\n", 400),
-    "huge text field": ("multipart/form-data; boundary=B", part('; name="x"', b"x" * 2**21) + b"--B--\r\n", 400),
+    "huge text field": ("multipart/form-data; boundary=B", part('; name="x"', b"x" * 2**21) + b"--B--\r\n", 422),
 }
 
 

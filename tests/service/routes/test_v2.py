@@ -131,9 +131,9 @@ SHAPE = list(IMAGES.shape)
         (SAMPLER, {"inputs": [{**SEEDS, "data": [True, False]}]}, b"", 422, "2 whole numbers"),
         (SAMPLER, {"inputs": [{**SEEDS, "data": ["1", "2"]}]}, b"", 422, "2 whole numbers"),
         (SAMPLER, {"inputs": [{**SEEDS, "data": [None, 1]}]}, b"", 422, "2 whole numbers"),
-        (SAMPLER, {"inputs": [{**SEEDS, "data": [[1], 2]}]}, b"", 422, "not one tensor"),
-        (SAMPLER, {"inputs": [{**SEEDS, "data": [2**70, 1]}]}, b"", 422, "whole numbers"),
-        (SAMPLER, {"inputs": [{**SEEDS, "data": [2**63, 1]}]}, b"", 422, "whole numbers"),
+        (SAMPLER, {"inputs": [{**SEEDS, "data": [[1], 2]}]}, b"", 422, "2 whole numbers"),
+        (SAMPLER, {"inputs": [{**SEEDS, "data": [2**70, 1]}]}, b"", 422, "fit INT64"),
+        (SAMPLER, {"inputs": [{**SEEDS, "data": [2**63, 1]}]}, b"", 422, "fit INT64"),
         (SAMPLER, {"inputs": [{**SEEDS, "data": [-1, 1]}]}, b"", 422, f"0..{MAX_SEED}"),
         (SAMPLER, {"inputs": [{**SEEDS, "data": [MAX_SEED + 1, 1]}]}, b"", 422, f"0..{MAX_SEED}"),
         (SAMPLER, {"inputs": [{k: v for k, v in SEEDS.items() if k != "data"}]}, b"", 422, "neither"),
@@ -170,7 +170,7 @@ def test_a_json_length_outside_the_body_is_refused(client: TestClient, length: s
 
 @pytest.mark.parametrize(
     ("content", "headers", "status"),
-    [(b"{", {}, 400), (b"", {}, 400), (b"\xff", {}, 400), (b"[" * 100_000, {}, 400),
+    [(b"{", {}, 400), (b"", {}, 400), (b"\xff", {}, 400), (b"[" * 1000, {}, 400),
      (b"{}", {"content-encoding": "gzip"}, 400), (b"{}", {"content-encoding": "deflate"}, 400),
      (gzip.compress(b"{}", mtime=0)[:-4], {"content-encoding": "gzip"}, 400), (b"{}", {"content-encoding": "br"}, 415),
      (b" " * (4 * 2**20 + 1), {}, 413)],

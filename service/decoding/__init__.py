@@ -1,0 +1,1 @@
+"""Decoding of uploads, in processes that can be killed. No HTTP here."""

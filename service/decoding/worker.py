@@ -1,0 +1,87 @@
+"""A decoder process: receives image files, sends back their pixels. It may be killed at any time.
+
+It imports what decoding needs and nothing else, and has a limit on its memory. `processes.Decoders` owns it.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddaebm.model.errors import ImageError, ImageFormatError, ImageTooLargeError
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import convert
+from ddaebm.model.images.formats import Entry
+from ddaebm.model.images.readers import open_entry
+
+READY = b"ready"
+# The first byte of an answer; the rest is the pixels or the message of the error.
+PIXELS, RESIZED, BAD, LARGE = b"p", b"r", b"b", b"l"
+ERRORS: dict[bytes, type[ImageError]] = {BAD: ImageFormatError, LARGE: ImageTooLargeError}
+
+_NICENESS = 5  # inference and the event loop come first
+_SIGNAL_WHEN_PARENT_ENDS = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+
+
+def main(descriptor: int, memory: int) -> None:
+    """Answer until the other end of the connection is closed.
+
+    Args:
+        descriptor: file descriptor of the connection.
+        memory: bytes that decoding may allocate.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the service ends us
+    _end_with_parent()
+    os.nice(_NICENESS)
+    _limit_memory(memory)
+    Image.MAX_IMAGE_PIXELS = None  # each question has its own limit
+    warnings.simplefilter("ignore")
+    with Connection(descriptor) as connection:
+        connection.send_bytes(READY)
+        while True:
+            try:
+                question, content = connection.recv_bytes(), connection.recv_bytes()
+            except EOFError:
+                return
+            connection.send_bytes(answer(question, content))
+
+
+def ask(contract: Contract, max_pixels: int, shape: tuple[int, ...] | None) -> bytes:
+    """A question. `shape` is that of raw pixels; None means that an image file follows."""
+    return json.dumps([contract.shape, contract.resize_filter, max_pixels, shape]).encode()
+
+
+def answer(question: bytes, content: bytes) -> bytes:
+    (height, width, channels), resize_filter, max_pixels, shape = json.loads(question)
+    try:
+        body = content if shape is None else np.frombuffer(content, np.uint8).reshape(shape)
+        decoded = convert(open_entry(Entry("", body), max_pixels), Contract(height, width, channels, resize_filter))
+    except ImageTooLargeError as error:
+        return LARGE + str(error).encode("utf-8", "replace")
+    except ImageError as error:
+        return BAD + str(error).encode("utf-8", "replace")
+    except MemoryError:
+        return LARGE + b"the image needs too much memory to decode; save it again, for example as PNG"
+    return (RESIZED if decoded.resized else PIXELS) + decoded.pixels.tobytes()
+
+
+def _end_with_parent() -> None:
+    """Linux alone. Elsewhere a decoder whose parent was killed ends when it has finished its image."""
+    control = getattr(ctypes.CDLL(None), "prctl", None)
+    if control:
+        control(_SIGNAL_WHEN_PARENT_ENDS, signal.SIGKILL)
+
+
+def _limit_memory(memory: int) -> None:
+    """Limit the address space to what is mapped now and `memory` bytes more. Linux alone: others do not tell."""
+    mapped = Path("/proc/self/statm")
+    if mapped.exists():
+        limit = int(mapped.read_text().split()[0]) * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
