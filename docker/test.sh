@@ -79,8 +79,7 @@ uid=$(inside id -u)
 ok "runs as user $uid"
 ! inside sh -c ': >/opt/venv/probe' 2>/dev/null || fail "/opt/venv can be written"
 [[ $(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$container") == true ]] || fail "the root filesystem can be written"
-inside sh -c ': >/tmp/probe' || fail "/tmp cannot be written"
-ok "the root filesystem is read-only, /tmp is not"
+ok "the root filesystem is read-only"
 inside python -c 'import importlib.util as u, onnxruntime; raise SystemExit(u.find_spec("torch") is not None)' ||
   fail "torch is in the image"
 ok "onnxruntime is in the image, torch is not"

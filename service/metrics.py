@@ -61,10 +61,14 @@ class Metrics:
         )
         self.drift = Gauge(
             "ddaebm_drift_log_martingale",
-            "Evidence that scored images are not like the calibration set, ln; service.drift.",
+            "Evidence that scored images are not like the calibration set, ln; model.ood.drift.",
             ["model"],
             registry=registry,
         )
+        self.drift_highest = Gauge(
+            "ddaebm_drift_log_martingale_highest", "Highest value of the martingale so far, ln.", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
         self.images_dropped = Counter(
             "ddaebm_images_dropped_total",

@@ -107,8 +107,9 @@ class Registry:
         }
         self.metrics.model_info.clear()
         self.metrics.drift.clear()
+        self.metrics.drift_highest.clear()
         for engine in engines.values():
-            self.metrics.drift.labels(engine.name).set(self.drifts[engine.digest].log_martingale)
+            self._show_drift(engine.name, self.drifts[engine.digest])
             self.metrics.model_info.labels(engine.name, engine.digest, engine.backend).set(1)
             logger.info("ready: %s %s on %s", engine.name, engine.digest[:12], engine.backend)
 
@@ -131,7 +132,11 @@ class Registry:
             self.metrics.p_value.labels(engine.name).observe(p)
         if drift := self.drifts.get(engine.digest):  # none if a reload removed the model meanwhile
             drift.update(scores.ood_score)
-            self.metrics.drift.labels(engine.name).set(drift.log_martingale)
+            self._show_drift(engine.name, drift)
+
+    def _show_drift(self, name: str, drift: Drift) -> None:
+        self.metrics.drift.labels(name).set(drift.log_martingale)
+        self.metrics.drift_highest.labels(name).set(drift.log_highest)
 
 
 def _return_memory() -> None:

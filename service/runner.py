@@ -87,6 +87,7 @@ class Runner:
             self.decoders.submit(jobs)
         except DecodersFullError as error:
             wait = {"Retry-After": str(error.retry_after)}
+            context.reason = "decoders_full"
             why = f"over {self.settings.max_decode_pixels} pixels wait to be decoded"
             raise Problem(429, "decoders-full", f"{why}; try again in {error.retry_after} s", wait) from error
         except DecoderUnavailableError as error:

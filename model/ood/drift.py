@@ -33,8 +33,8 @@ class Drift:
     without drift therefore costs a few nats, rather than everything that earlier bets have lost. Memory, and time per
     score, are constant.
 
-    To combine the martingales of several replicas, take their average, which is a martingale again. Their maximum is
-    not.
+    To combine the martingales of k replicas, take their average, which is a martingale again; or their maximum
+    divided by k, which also holds for the highest values so far.
 
     Args:
         calibration_scores: OOD scores of the calibration images, (n,).
@@ -47,6 +47,7 @@ class Drift:
         self._seen = 0  # number of scores of the stream
         self._log_bets = np.full(2 * len(_EXPONENTS), -np.inf)  # log capital at stake, by bet
         self._rng = np.random.default_rng(seed)
+        self.log_highest = 0.0  # largest `log_martingale` after any update so far; the promise of 1/c holds for it too
 
     def update(self, scores: Floats) -> Floats:
         """Add `scores` (B,) in the order of the stream. Returns their ranks (B,), uniform in (0, 1) without drift."""
@@ -65,6 +66,7 @@ class Drift:
         self._log_bets = total[-1] + np.logaddexp(self._log_bets, joined)
         self._seen += len(scores)
         self._size += len(scores)
+        self.log_highest = max(self.log_highest, self.log_martingale)
         return ranks
 
     @property

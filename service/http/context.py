@@ -49,6 +49,7 @@ class RequestContext:
     body: Body
     timings: Timings = field(default_factory=Timings)  # seconds by stage, sent as Server-Timing
     low: bool = False  # low priority: other requests may pass
+    reason: str | None = None  # why it was refused, in the metrics, where the status does not tell
     admitted: bool = False  # part of its work has been accepted by the queue, so the rest is not refused
     deadline: Deadline | None = None
 

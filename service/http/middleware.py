@@ -175,7 +175,7 @@ def _impatient(status: int, context: RequestContext) -> bool:
 def _reason(status: int, context: RequestContext) -> str:
     if context.body.refused:
         return "bodies_full"
-    return "client_deadline" if _impatient(status, context) else _REASONS[status]
+    return "client_deadline" if _impatient(status, context) else context.reason or _REASONS[status]
 
 
 def _too_large(limit: int) -> Problem:
