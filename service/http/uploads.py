@@ -110,12 +110,6 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     return plain
 
 
-def refuse_encoding(request: Request) -> None:
-    """Raises Problem 415 if the body is compressed, for routes that do not inflate it."""
-    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
-        raise Problem(415, "unsupported-encoding", "this route takes no Content-Encoding; send the body as it is")
-
-
 def without_bom(body: bytes) -> bytes:
     return body.removeprefix(_BOM)
 

@@ -24,7 +24,6 @@ from ddaebm.service.http.context import Context, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.media import BINARY, JSON, NPY, PNG, ZIP, choose_media_type, media_type_of
 from ddaebm.service.http.schemas import SampledImage, SampleRequest, SampleResponse
-from ddaebm.service.http.uploads import refuse_encoding
 from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.state import Service, Shared
 
@@ -45,8 +44,7 @@ class Drawn:
 
 
 async def require_json(request: Request) -> None:
-    """Raises Problem 415 if the Content-Type is not JSON, or the body is compressed."""
-    refuse_encoding(request)
+    """Raises Problem 415 if the Content-Type is not JSON."""
     if media_type_of(request.headers.get("content-type", "")) != JSON:
         raise Problem(415, "unsupported-media-type", f"send the body with Content-Type: {JSON}")
 

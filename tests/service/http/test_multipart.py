@@ -33,7 +33,8 @@ def test_parts_come_in_order_byte_for_byte() -> None:
 @pytest.mark.parametrize(
     "content_type",
     ['multipart/form-data; boundary="B"', "multipart/form-data;boundary=B",
-     "multipart/form-data; charset=UTF-8; boundary=B", "Multipart/Form-Data; Boundary=B;", "multipart/form-data ; boundary = B"],
+     "multipart/form-data; charset=UTF-8; boundary=B", "Multipart/Form-Data; Boundary=B;",
+     "multipart/form-data ; boundary = B"],
 )  # fmt: skip
 def test_the_boundary_may_be_written_in_several_ways(content_type: str) -> None:
     assert len(read(form(HEAD + b"\r\nx"), content_type)) == 1

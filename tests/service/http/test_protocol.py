@@ -1,6 +1,7 @@
 """Connections of a real server: what a client may send, for how long, and that nothing is kept for one that left."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -43,20 +44,37 @@ class Client:
         return self.read
 
     def answers(self, count: int) -> bytes:
-        """All that has come once that many answers have begun."""
-        while count and (self.read.count(b"HTTP/1.1 ") < count or not self.read.endswith((b"}", b"\n"))):
+        """All that has come once that many answers are complete."""
+        while self._complete() < count:
             piece = self.socket.recv(2**16)
             assert piece, self.read
             self.read += piece
         return self.read
 
+    def _complete(self) -> int:
+        count, rest = 0, self.read
+        while b"\r\n\r\n" in rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            if length and len(rest) < int(length[1]):
+                break
+            rest = rest[int(length[1]) if length else 0 :]
+            count += 1
+        return count
+
     def is_open(self) -> bool:
         """After a question that is answered."""
         try:
+            self.read = b""
             self.send(GET)
-            return bool(self.socket.recv(2**16))
+            while not self._complete():
+                piece = self.socket.recv(2**16)
+                if not piece:
+                    return False
+                self.read += piece
         except ConnectionError:
             return False
+        return True
 
 
 class Live:
