@@ -97,9 +97,8 @@ def reproduce(
         KeyboardInterrupt: A signal stopped it.
     """
     where = choose_device(device)
-    labelled = read_labelled(
-        require_data(data, "MNIST's train-images-idx3-ubyte[.gz], its labels beside it"), Contract(size, size, 1)
-    )
+    path = require_data(data, "MNIST's train-images-idx3-ubyte[.gz], its labels beside it")
+    labelled = read_labelled(path, Contract(size, size, 1))
     digest = hashlib.sha256(labelled.images.tobytes()).hexdigest()
     claim(out, figure="nice", size=size, steps=steps, seed=seed, data=digest, device=where.type)
     judge = _make_classifier(out / "classifier.safetensors", labelled, seed)
@@ -114,11 +113,9 @@ def reproduce(
     critic, wgan_generator = train_wgan_gp(out, config, train, where)
 
     log_likelihood = {
-        "truth": mean_log_prob(truth, held_out),
-        "ours": _log_likelihood(state, config, held_out),
-        "wgan_gp": mean_log_prob(critic, held_out),
-        "gaussian": _gaussian_log_prob(train, held_out),
-    }
+        "truth": mean_log_prob(truth, held_out), "ours": _log_likelihood(state, config, held_out),
+        "wgan_gp": mean_log_prob(critic, held_out), "gaussian": _gaussian_log_prob(train, held_out),
+    }  # fmt: skip
     made = {
         "truth": others,
         "ours": generate(config, state.generator_ema, image_seeds(seed, HELD_OUT)).cpu().numpy(),
