@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ddaebm.model.errors import ImageError, ImageFormatError, ImageTooLargeError
-from ddaebm.model.images.bounds import MAX_EXIF_BYTES, CountedReads, check_parts
+from ddaebm.model.images.bounds import CountedReads, check_parts
 from ddaebm.model.images.contract import FILTERS, Contract
+from ddaebm.model.images.metadata import orientation, strip
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 16_000_000
 MAX_SIDE = 16_384  # resizing a very long, thin image is slow despite its few pixels
 MAX_SCANS = 100  # per JPEG; a scan needs only a few bytes in the file, but decoding it touches every pixel
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # TIFF tags
+_STRIP = 256  # rows of a transparent image that are composited at a time
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
+# What a complete JPEG may lack at its end, and what its decoder must not need: other bits in the place of lost ones.
+_END, _OTHER_END = b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9"
 # EXIF orientation -> the transpose that turns the image upright.
 _TRANSPOSE = dict(enumerate((
     Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,6 +46,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ImageTooLargeError: The header states more than `max_pixels` pixels, or a side over `MAX_SIDE`.
     """
     try:
+        data = strip(data)
         check_parts(data)
         image = Image.open(CountedReads(data), formats=FORMATS)
     except (MemoryError, ImageError):
@@ -57,12 +62,6 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     check_size(image.width, image.height, max_pixels)
     if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise ImageFormatError(f"the JPEG has more than {MAX_SCANS} scans; save it again as a baseline JPEG")
-    if isinstance(image, TiffImageFile):  # tiles are decoded whole and may be larger than the image
-        width, height = image.tag_v2.get(_TILE_WIDTH, 1), image.tag_v2.get(_TILE_HEIGHT, 1)
-        if not (isinstance(width, int) and isinstance(height, int)):
-            raise ImageFormatError("the image's tile size is not a number")
-        if width * height > max_pixels:
-            raise ImageTooLargeError(f"the image has tiles of {width}x{height} pixels, over the limit of {max_pixels}")
     return image
 
 
@@ -88,45 +87,50 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an image after its EXIF rotation.
-
-    Raises:
-        ImageFormatError: The EXIF data is corrupt, or the image data before it.
-    """
+    """(width, height) of an image after its EXIF rotation."""
     if isinstance(image, TiffImageFile):  # Pillow has already rotated it
         return image.size
-    try:
-        turned = _orientation(image) in (5, 6, 7, 8)
-    except ImageError:
-        raise
-    except Exception as error:  # as in open_image
-        raise ImageFormatError("the image or its EXIF data is truncated or corrupt") from error
-    return (image.height, image.width) if turned else image.size
-
-
-def _orientation(image: Image.Image) -> int:
-    if max(len(image.info.get(key, "")) for key in ("exif", "Raw profile type exif")) > MAX_EXIF_BYTES:
-        raise ImageFormatError("the image has too much EXIF data; save it again without metadata")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return orientation if isinstance(orientation, int) else 1
+    return (image.height, image.width) if orientation(image) in (5, 6, 7, 8) else image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF rotation. ImageOps.exif_transpose would also re-encode the EXIF data, which can be slow."""
-    image.load()
-    method = _TRANSPOSE.get(_orientation(image))
+    """Decode the pixels and apply the EXIF rotation."""
+    source = getattr(image, "fp", None)
+    try:
+        image.load()
+    except OSError:
+        if image.format != "JPEG" or not isinstance(source, CountedReads):
+            raise
+        image = _load_without_end(source.data)
+    method = None if isinstance(image, TiffImageFile) else _TRANSPOSE.get(orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _load_without_end(data: bytes) -> Image.Image:
+    """Decode a JPEG whose end marker is missing, as some cameras and transfers leave it.
+
+    The decoder fills the place of missing pixels as well, so this decodes twice, with different bits after the end. If
+    these make no difference, no pixel is missing.
+
+    Raises:
+        OSError: Pixels are missing.
+    """
+    data = data.rstrip(b"\xff")
+    image, other = (Image.open(CountedReads(data + end), formats=["JPEG"]) for end in (_END, _OTHER_END))
+    if image.tobytes() != other.tobytes():
+        raise OSError("image file is truncated")
+    return image
 
 
 def convert(image: Image.Image, contract: Contract) -> Decoded:
     """Convert an opened image to the form of the contract.
 
     Uses the first frame of an animation, applies the EXIF rotation and composites transparent pixels over black. 16-bit
-    grey keeps its high byte. Palette and CMYK images are converted to RGB first. Images of another size are resized
-    without keeping the aspect ratio.
+    and 12-bit grey keep their upper 8 bits. Palette and CMYK images are converted to RGB first. Images of another size
+    are resized without keeping the aspect ratio.
 
     Raises:
-        ImageFormatError: The image is truncated or corrupt, or has floating-point pixels, whose range is unknown.
+        ImageFormatError: The image is truncated or corrupt, or has pixels of unknown range (floating-point, 32-bit).
     """
     try:
         image = _to_channels(_upright(image), contract.channels)
@@ -146,15 +150,33 @@ def decode(data: bytes, contract: Contract, max_pixels: int = MAX_PIXELS) -> Dec
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:
-    image.load()
-    if image.mode == "F":
-        raise ImageFormatError("floating-point images have no known range; send 8- or 16-bit pixels")
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow may store in 32-bit integers
-        high_byte = np.asarray(image) >> 8
-        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode in ("F", "I"):
+        kind = "floating-point" if image.mode == "F" else "32-bit integer"
+        raise ImageFormatError(f"{kind} images have no known range; send 8- or 16-bit pixels")
+    if image.mode.startswith("I;16"):
+        image = _high_byte(image)
+    mode = "L" if channels == 1 else "RGB"
+    if not image.has_transparency_data:
+        return _opaque(image, mode)
+    result = Image.new(mode, image.size)
+    for top in range(0, image.height, _STRIP):  # needs less memory than the whole image at once
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
+        result.paste(_opaque(Image.alpha_composite(black, strip), mode), (0, top))
+    return result
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    return image.convert(mode)
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """The upper 8 bits of 16-bit grey, or of a TIFF's 12-bit grey."""
+    values = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = 12 if tags.get(_BITS) == (12,) else 16
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8-bit grey alone
+        values = 2**bits - 1 - values
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))

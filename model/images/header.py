@@ -6,7 +6,7 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 SIGNATURES = (PNG, JPEG, b"GIF8", b"BM", b"RIFF", b"II", b"MM")  # every image of `decode.FORMATS` begins with one
 _MAX_SEGMENTS = 1000  # of a JPEG before its frame header
 _NO_FRAMES = {0xC4, 0xC8, 0xCC}  # the markers among 0xC0..0xCF that are not frame headers
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
+ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
 _MAX_TAGS = 1000  # of a TIFF
 _WIDTH, _HEIGHT = 256, 257  # TIFF tags
 
@@ -49,7 +49,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
             return None
         if kind == 0xFF:  # padding
             at += 1
-        elif kind in _ALONE:
+        elif kind in ALONE:
             at += 2
         elif 0xC0 <= kind <= 0xCF and kind not in _NO_FRAMES:
             height, width = struct.unpack_from(">2H", data, at + 5)

@@ -50,12 +50,27 @@ HOSTILE = {
     "strips": (tiff({**TAGS, 273: (4, MAX_STRIPS + 1, 0)}, bytes(4 * MAX_STRIPS + 4)), "strips"),
     "strips as bytes": (tiff({**TAGS, 273: (1, 2**20, 0), 279: (1, 2**20, 0)}, b"\x08" * 2**20), "strips"),
     "tiles": (tiff({**TAGS, 324: (16, 2**20, 0)}, bytes(2**23), ">"), "tiles"),
-    "rationals": (tiff({**TAGS, 282: (5, 65, 0)}, bytes(65 * 8)), "rational"),
+    "rationals": (tiff({**TAGS, 532: (5, 65, 0)}, bytes(65 * 8)), "rational"),
     "tags": (tiff(dict.fromkeys(range(1001), (3, 1, 1))), "1000 tags"),
     "tags of a BigTIFF": (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 10**6) + bytes(20 * 10**6), "1000 tags"),
-    "exif": (png(chunk(b"eXIf", tiff({274: (5, 2**15, 0)}, b"\1\0\0\0" * 2**16))), "EXIF"),
-    "exif segments": (b"\xff\xd8" + b"\xff\xe1\0\x0aExif\0\0xx" * 17, "EXIF"),
-    "resources": (b"\xff\xd8\xff\xed\x80\x00Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 2001, "Photoshop"),
+    "signed bits": (tiff({**TAGS, 258: (6, 2**20, 0)}, bytes(2**20)), "more values"),
+    "many bits": (tiff({**TAGS, 258: (3, 17, 8)}, bytes(2**20)), "not a number"),
+    "many numbers": (tiff({**TAGS, 320: (3, 500_000, 0)}, bytes(2**20)), "more values"),
+    "numbers in many tags": (
+        tiff({**TAGS, **{512 + i: (8, 70_000, 0) for i in range(9)}}, bytes(2**20)),
+        "more values",
+    ),
+    "blobs that overlap": (tiff({**TAGS, **{512 + i: (7, 2**20, 0) for i in range(9)}}, bytes(2**20)), "more values"),
+    "more strips than rows": (tiff({**TAGS, 273: (4, 9, 0), 278: (3, 1, 1)}, bytes(2**10)), "more strips"),
+    "shared tiles": (
+        tiff({**TAGS, 322: (3, 1, 16), 323: (4, 1, 10**6), 324: (4, 1024, 0), 325: (4, 1024, 0)}, bytes(2**13)),
+        "far larger",
+    ),
+    "shared small tiles": (
+        tiff({**TAGS, 322: (3, 1, 16), 323: (4, 1, 16), 324: (4, 1024, 0), 325: (4, 1024, 0)}, bytes(2**13)),
+        "more strips or tiles",
+    ),
+    "no rows in a strip": (tiff({**TAGS, 278: (3, 1, 0)}), "zero"),
     "runs": (bmp_rle(b"\1\5" * MANY), "parts"),
     "empty runs": (bmp_rle(b"\0\2\0\0" * MANY), "parts"),
     "chunks": (png(chunk(b"prVt") * MANY), "parts"),
@@ -116,3 +131,47 @@ def test_reads_are_counted() -> None:
     assert [handle.read(1), handle.read()] == [b"a", b"b"]
     with pytest.raises(ImageFormatError, match="parts"):
         handle.read()
+
+
+def grey(bits: int, form: int, data: bytes, samples: int = 1, white_is_zero: bool = False) -> bytes:
+    """An 8x8 TIFF with pixels of another type."""
+    tags = {**TAGS, 258: (3, 1, bits), 262: (3, 1, 0 if white_is_zero else 1), 277: (3, 1, samples), 339: (3, 1, form)}
+    tags |= {273: (4, 1, 14 + 12 * len(tags)), 279: (4, 1, len(data))}
+    return tiff(tags, data)
+
+
+def test_twelve_packed_bits_keep_their_upper_eight() -> None:
+    row = b"\xab\xcf\x12\x34\x56\x78" * 2  # 0xABC, 0xF12, 0x345, 0x678, twice
+    pixels = decode(grey(12, 1, row * 8), CONTRACT).pixels[..., 0]
+    assert (pixels == [0xAB, 0xF1, 0x34, 0x67] * 2).all()
+
+
+@pytest.mark.parametrize(("bits", "data"), [(8, b"\x10"), (16, b"\xff\x10")])
+def test_white_may_be_zero(bits: int, data: bytes) -> None:
+    assert (decode(grey(bits, 1, data * 64, white_is_zero=True), CONTRACT).pixels == 255 - 0x10).all()
+    assert (decode(grey(bits, 1, data * 64), CONTRACT).pixels == 0x10).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "form", "name"),
+    [(32, 1, "32-bit integer"), (64, 1, "64-bit integer"), (24, 1, "24-bit integer"), (32, 2, "signed integer"),
+     (16, 2, "signed integer"), (8, 2, "signed integer"), (16, 3, "floating-point"), (32, 3, "floating-point"),
+     (64, 3, "floating-point"), (32, 5, "complex integer"), (64, 6, "complex"), (10, 1, "10-bit"), (14, 1, "14-bit")],
+)  # fmt: skip
+def test_pixels_of_unknown_range_are_refused_by_name(bits: int, form: int, name: str) -> None:
+    with pytest.raises(ImageFormatError, match=f"{name} .*8.*16"):
+        decode(grey(bits, form, bytes(8 * bits)), CONTRACT)
+
+
+@pytest.mark.parametrize(("bits", "form", "name"), [(32, 3, "floating-point"), (12, 1, "12-bit"), (32, 1, "32-bit")])
+def test_so_are_colours(bits: int, form: int, name: str) -> None:
+    tags = {**TAGS, 258: (3, 3, 0), 262: (3, 1, 2), 277: (3, 1, 3), 339: (3, 1, form)}
+    tags |= {279: (4, 1, 24 * bits)}
+    with pytest.raises(ImageFormatError, match=name):
+        decode(tiff(tags, struct.pack("<3H", bits, bits, bits) + bytes(24 * bits)), CONTRACT)
+
+
+def test_integers_of_the_python_api_are_refused_by_name() -> None:
+    for mode, name in (("I", "32-bit integer"), ("F", "floating-point")):
+        with pytest.raises(ImageFormatError, match=name):
+            convert(Image.new(mode, (8, 8)), CONTRACT)

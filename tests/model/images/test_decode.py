@@ -63,9 +63,6 @@ MODES = [
     ("RGBA half", encoded(flat("RGBA", (*GREEN, 51))), 25, (2, 40, 6)),
     ("CMYK", encoded(flat("CMYK", (0, 0, 0, 55)), "TIFF"), 200, (200, 200, 200)),
     ("I;16", encoded(flat("I;16", 0xC8FF)), 200, (200, 200, 200)),
-    ("I", encoded(flat("I", 0xC8FF), "TIFF"), 200, (200, 200, 200)),
-    ("I above", encoded(flat("I", 1 << 20), "TIFF"), 255, (255, 255, 255)),
-    ("I below", encoded(flat("I", -5), "TIFF"), 0, (0, 0, 0)),
 ]
 
 
@@ -209,5 +206,5 @@ def tiled_tiff(side: int) -> bytes:
 
 def test_a_tiff_with_tiles_larger_than_the_budget_is_refused() -> None:
     assert open_image(tiled_tiff(1_024)).size == (1, 1)
-    with pytest.raises(ImageTooLargeError, match="tiles of 16384x16384"):
+    with pytest.raises(ImageFormatError, match="tiles of 16384x16384"):
         open_image(tiled_tiff(16_384))
