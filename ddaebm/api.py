@@ -144,7 +144,8 @@ class Model:
             DataError: a path that cannot be read.
             ImageError: images that cannot be read; the message names them.
         """
-        return make_result(list(score_entries(self.engine, entries_of(images))), self.calibration_size)
+        entries = entries_of(images, self._bundle.contract.channels)
+        return make_result(list(score_entries(self.engine, entries)), self.calibration_size)
 
     def heatmap(self, images: Images) -> NDArray[np.float32]:
         """Where each image is unusual: float32 (N, H, W) in the model's size.
@@ -167,7 +168,7 @@ class Model:
             maps = engine.explain(np.stack(pixels)).energy_map
             return np.stack([engine.explainer.heat(energy_map) for energy_map in maps]).astype(np.float32)
 
-        return np.concatenate(list(in_order(heat, parts(entries_of(images)), engine.workers)))
+        return np.concatenate(list(in_order(heat, parts(entries_of(images, contract.channels)), engine.workers)))
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the bundle to folder `path`; the folder it was written to.

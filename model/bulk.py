@@ -1,7 +1,6 @@
 """Bulk operations in constant memory: write samples to a file or folder, and score all images of a PATH."""
 
 import fcntl
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError, DataError, ImageError
 from ddaebm.model.files import write_file, write_stream, write_zip
 from ddaebm.model.images.contract import Contract
-from ddaebm.model.images.decode import Decoded
+from ddaebm.model.images.decode import MAX_PIXELS, Decoded
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import decode_entry, entries
@@ -200,16 +199,24 @@ class Scored:
     error: str | None = None
 
 
-def score_paths(engine: Engine, paths: Iterable[str], tick: Tick = _say_nothing) -> Iterator[Scored]:
+def score_paths(
+    engine: Engine, paths: Iterable[str], tick: Tick = _say_nothing, max_pixels: int = MAX_PIXELS
+) -> Iterator[Scored]:
     """Score all images of all `paths`, in order.
+
+    Args:
+        max_pixels: Most pixels of one image; a larger one is yielded with an error.
 
     Raises:
         DataError: A PATH cannot be read to its end. The images before it have been yielded.
     """
-    return score_entries(engine, itertools.chain.from_iterable(map(entries, paths)), tick)
+    images = (entry for path in paths for entry in entries(path, engine.contract.channels))
+    return score_entries(engine, images, tick, max_pixels)
 
 
-def score_entries(engine: Engine, images: Iterable[Entry], tick: Tick = _say_nothing) -> Iterator[Scored]:
+def score_entries(
+    engine: Engine, images: Iterable[Entry], tick: Tick = _say_nothing, max_pixels: int = MAX_PIXELS
+) -> Iterator[Scored]:
     """Score all entries, in order. An image that cannot be read is yielded with its error.
 
     Exceptions of `images` are raised after the scores of all earlier images.
@@ -217,18 +224,18 @@ def score_entries(engine: Engine, images: Iterable[Entry], tick: Tick = _say_not
 
     def score(numbered: tuple[int, list[Entry]]) -> list[Scored]:
         number, batch = numbered
-        return list(_score_batch(engine, batch, number * BATCH))
+        return list(_score_batch(engine, batch, number * BATCH, max_pixels))
 
     for scored in in_order(score, enumerate(parts(images)), engine.workers):
         yield from scored
         tick(len(scored))
 
 
-def _score_batch(engine: Engine, batch: list[Entry], first: int) -> Iterator[Scored]:
+def _score_batch(engine: Engine, batch: list[Entry], first: int, max_pixels: int) -> Iterator[Scored]:
     decoded: list[Decoded | ImageError] = []
     for entry in batch:
         try:
-            decoded.append(decode_entry(entry, engine.contract))
+            decoded.append(decode_entry(entry, engine.contract, max_pixels))
         except ImageError as error:
             decoded.append(error)
     readable = [item.pixels for item in decoded if isinstance(item, Decoded)]

@@ -120,9 +120,9 @@ def test_images_that_cannot_be_read_are_counted_and_named(model: ddaebm.Model, t
         with pytest.raises(ddaebm.ImageError, match="no known range"):
             call(Image.new("F", (28, 28)))
         with pytest.raises(ddaebm.ImageError, match="over the limit"):
-            call(np.zeros((4001, 4000), np.uint8))
+            call(np.zeros((10_001, 10_000), np.uint8))
         with pytest.raises(ddaebm.ImageError, match="over the limit"):
-            call(Image.new("L", (4001, 4000)))
+            call(Image.new("L", (10_001, 10_000)))
         with pytest.raises(ddaebm.DataError, match="no such file"):
             call("nowhere.png")
         with pytest.raises(ddaebm.DataError, match="empty"):

@@ -10,6 +10,7 @@ from typing import Any, Self
 from ddaebm.model.config import RETIRED as RETIRED_NETWORK
 from ddaebm.model.config import ModelConfig, drop_retired
 from ddaebm.model.errors import ConfigError
+from ddaebm.model.images.decode import MAX_PIXELS
 
 # Removed field of TrainConfig -> the default it had. Variants of the loss are now in training/reproduce/variants.py.
 RETIRED: dict[str, Any] = {"contrast": "difference", "penalize_generated": False, "reconstruct_from": "encoder"}
@@ -46,6 +47,7 @@ class TrainConfig:
     likelihood_floor: float = 0.0  # > 0: Gaussian with the posterior's variance, but at least this; 0: squared error
     noise_at_zero: bool = False  # add posterior noise to the generated x_0 in training; sampling never does
     ema_decay: float = 0.999
+    max_pixels: int = MAX_PIXELS  # of one image of the data; a larger one is an error
     flip: bool = False  # mirror half of the training images left to right
     precision: str = "fp32"  # or "bf16": networks under autocast; gradient penalty and losses stay in float32
     log_every: int = 20
@@ -54,7 +56,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adam_betas", tuple(self.adam_betas))
-        for name in ("steps", "batch_size", "penalty_every", "log_every", "sample_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "penalty_every", "log_every", "sample_every", "checkpoint_every",
+                     "max_pixels"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("encoder_steps", "lr_generator", "lr_energy", "lr_final", "gamma", "entropy_weight", "seed",

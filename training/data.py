@@ -19,6 +19,7 @@ from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.arrays import to_unit
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import MAX_PIXELS
 from ddaebm.model.images.readers import read_images
 from ddaebm.model.noise import permutation, random_word
 from ddaebm.training.config import TrainConfig
@@ -82,8 +83,11 @@ def describe(config: TrainConfig, parts: Splits) -> str:
     return f"{config.data}: images of {form}, {counts}; widths {', '.join(map(str, network.widths))}"
 
 
-def load_data(source: str, config: ModelConfig) -> NDArray[Any]:
+def load_data(source: str, config: ModelConfig, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Make or read the data set `source`: uint8 images (N, H, W, C), or float32 points (N, D).
+
+    Args:
+        max_pixels: Most pixels of one image.
 
     Raises:
         DataError: `source` is neither a synthetic set nor a readable path, or its shape is not that of the networks.
@@ -97,7 +101,7 @@ def load_data(source: str, config: ModelConfig) -> NDArray[Any]:
         return data
     if not config.is_image:
         raise DataError(f"{source}: points must come from a synthetic data set: {', '.join(MADE)}")
-    return read_images(source, contract(config))
+    return read_images(source, contract(config), max_pixels)
 
 
 def contract(config: ModelConfig) -> Contract:

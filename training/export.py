@@ -84,7 +84,7 @@ def export(
     network = config.network
     if not network.is_image:
         raise CheckpointError(f"{run}: a model of points cannot be exported; give the run of a model of images")
-    splits = split(load_data(data or config.data, network))
+    splits = split(load_data(data or config.data, network, config.max_pixels))
     files, errors = make_files(config, state)
     levels_of = partial(level_statistics, make_session("energy.onnx", files))
     pixels, scorer, explainer = fit(levels_of, splits.reference, splits.calibration)
@@ -96,8 +96,8 @@ def export(
     report = None
     if test:
         form = contract(network)
-        images = read_images(test, form)
-        others = {label: read_images(path, form) for label, path in (ood or {}).items()}
+        images = read_images(test, form, config.max_pixels)
+        others = {label: read_images(path, form, config.max_pixels) for label, path in (ood or {}).items()}
         report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
         if classifier:
             report["samples"] = _sample_report(config, files, classifier, images, splits.held_out)

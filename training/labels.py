@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import MAX_PIXELS
 from ddaebm.model.images.readers import entries, find_idx, read_images
 
 
@@ -28,17 +29,17 @@ class Labelled(NamedTuple):
         return self._replace(images=self.images[places], labels=self.labels[places])
 
 
-def read_labelled(path: str | Path, contract: Contract) -> Labelled:
+def read_labelled(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS) -> Labelled:
     """Read all images of `path` with `model.images.readers.read_images`, and their classes.
 
     Raises:
         DataError: As `read_images`; an IDX file has no labels file; or the images are in fewer than two folders.
     """
-    images = read_images(path, contract)
+    images = read_images(path, contract, max_pixels)
     idx = None if str(path).startswith("hf:") else find_idx(Path(path))
     if idx is not None:
         return _with_idx_labels(idx, images)
-    names = [Path(entry.name.rpartition(":")[2]).parent.name for entry in entries(path)]
+    names = [Path(entry.name.rpartition(":")[2]).parent.name for entry in entries(path, contract.channels)]
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
         raise DataError(

@@ -1,5 +1,6 @@
 """Set up a run for `ddaebm train`: a new one, one that starts from a bundle, or one that is resumed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ddaebm.model.bundle import find_bundle, load_bundle
+from ddaebm.model.images.decode import MAX_PIXELS
 from ddaebm.model.images.readers import find_contract
 from ddaebm.training import checkpoint
 from ddaebm.training.config import TrainConfig
@@ -61,7 +63,7 @@ def prepare_run(
     if has_run:
         config = checkpoint.read_config(out)
     else:
-        config = _new_config(recipe, assignments.get("data"), size, channels)
+        config = _new_config(recipe, assignments, size, channels)
         if start:
             bundle = load_bundle(find_bundle(start))
             assignments = {"start": bundle.digest, "encoder_steps": str(ENCODER_STEPS), **assignments}
@@ -69,7 +71,7 @@ def prepare_run(
     if config.recipe != recipe:
         raise UsageError(f"{out} is a run of {config.recipe!r}, not of {recipe!r}")
 
-    parts = split(load_data(config.data, config.network))
+    parts = split(load_data(config.data, config.network, config.max_pixels))
     if bundle:
         begin(out, bundle, config, parts)
     messages = [describe(config, parts)]
@@ -79,13 +81,18 @@ def prepare_run(
     return Prepared(config, parts.train, tuple(messages))
 
 
-def _new_config(recipe: str, data: str | None, size: tuple[int, int] | None, channels: int | None) -> TrainConfig:
+def _new_config(
+    recipe: str, assignments: Mapping[str, str], size: tuple[int, int] | None, channels: int | None
+) -> TrainConfig:
     """The settings of the recipe. `images` takes its network from the data and from `size` and `channels`."""
     if recipe != IMAGES:
         return make_config(recipe)
-    if not data:
+    if not assignments.get("data"):
         raise UsageError(f"the recipe {IMAGES} needs --data PATH")
-    return make_config(recipe, find_contract(data, size, channels))
+    max_pixels = assignments.get("max_pixels", str(MAX_PIXELS))
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", max_pixels):
+        raise UsageError(f"max_pixels is a whole number from 1, not {max_pixels}")
+    return make_config(recipe, find_contract(assignments["data"], size, channels, int(max_pixels)))
 
 
 def _check_form_options(recipe: str, size: tuple[int, int] | None, channels: int | None) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 
 import typer
+from PIL import Image
 
 from ddaebm.cli.figures import reproduce
 from ddaebm.cli.gates import calibrate
@@ -25,6 +26,7 @@ for command in (serve, key, train, export, classifier, evaluate, calibrate, repr
 
 def main() -> None:
     """Entry point: a known error is one line on stderr and exit code 1."""
+    Image.MAX_IMAGE_PIXELS = None  # of this process: --max-pixels is the limit
     try:
         app(prog_name="ddaebm")
     except BrokenPipeError:  # the reader of our output has closed it: `| head`

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ddaebm.cli.options import BUNDLE
+from ddaebm.cli.options import BUNDLE, MAX_PIXELS
 
 
 def calibrate(
@@ -14,6 +14,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     alpha: Annotated[float, typer.Option(help="false-alarm rate that you want to accept")] = 0.05,
     name: Annotated[str | None, typer.Option(help="name for clients; the old bundle's by default")] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Calibrate a bundle's p-values on your own images, without training. Its energies and scores stay the same."""
     from ddaebm.model.bundle import find_bundle, load_bundle
@@ -24,7 +25,7 @@ def calibrate(
     if not 1e-9 <= alpha < 1:
         raise typer.BadParameter("--alpha must lie between 0 and 1")
     old = load_bundle(find_bundle(bundle))
-    images = read_images(data, old.contract)
+    images = read_images(data, old.contract, max_pixels)
     new, before = make(old, images, out, alpha, name)
     low, high = false_alarm_interval(alpha, len(images))
     threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)

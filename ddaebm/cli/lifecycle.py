@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddaebm.cli.options import BUNDLE, CLASSIFIER, PATH, assignment, parse_size
+from ddaebm.cli.options import BUNDLE, CLASSIFIER, MAX_PIXELS, PATH, assignment, parse_size
 
 
 def train(
@@ -26,6 +26,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     start: Annotated[str | None, typer.Option(help=f"begin with the weights of a bundle: {BUNDLE}")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help=f"{MAX_PIXELS}; 100,000,000 by default")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
 ) -> None:
@@ -35,7 +36,8 @@ def train(
     from ddaebm.training.trainer import train as run
 
     overrides = dict(assignment(text) for text in assignments or [])
-    overrides |= {k: str(v) for k, v in {"data": data, "steps": steps, "seed": seed}.items() if v is not None}
+    named = {"data": data, "steps": steps, "seed": seed, "max_pixels": max_pixels}
+    overrides |= {name: str(value) for name, value in named.items() if value is not None}
     try:
         prepared = prepare_run(recipe, out, overrides, parse_size(size), channels, start, resume)
     except UsageError as error:
@@ -72,6 +74,7 @@ def classifier(
     out: Annotated[Path, typer.Option(help=".safetensors file to write")],
     epochs: Annotated[int, typer.Option(min=1)] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Train the small classifier that `evaluate` and `export` measure samples by."""
     from ddaebm.model.images.readers import find_contract
@@ -81,7 +84,7 @@ def classifier(
     def report(epoch: int, loss: float) -> None:
         print(f"epoch {epoch}/{epochs}  loss {loss:.4f}", file=sys.stderr)
 
-    labelled = read_labelled(data, find_contract(data))
+    labelled = read_labelled(data, find_contract(data, max_pixels=max_pixels), max_pixels)
     trained, accuracy = train_classifier(labelled, epochs, seed, report)
     sha256 = write_classifier(out, trained)
     print(f"{out}: {len(labelled.classes)} classes, right on {accuracy:.4f} of the held-out images; sha256 {sha256}")
@@ -95,6 +98,7 @@ def evaluate(
     train: Annotated[str | None, typer.Option(help="the training data, whose held-out part is the floor")] = None,
     samples: Annotated[int, typer.Option("-n", min=2, help="samples to measure")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1)] = 0,
+    max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """False alarms and AUROC of the OOD score, and how near samples come to real images, as JSON."""
     from ddaebm.model.images.readers import read_images
@@ -108,14 +112,14 @@ def evaluate(
     if (classifier is None) != (train is None):
         raise typer.BadParameter("--classifier and --train go together: samples are measured beside held-out images")
     with open_model(source) as loaded:
-        others = {label: read_images(path, loaded.contract) for label, path in map(assignment, ood or [])}
-        test = read_images(data, loaded.contract)
+        others = {label: read_images(path, loaded.contract, max_pixels) for label, path in map(assignment, ood or [])}
+        test = read_images(data, loaded.contract, max_pixels)
         runtime = OnnxEngine(loaded)
         report = ood_report(
             runtime.level_statistics, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others
         )
         if classifier and train:
-            unseen = split(read_images(train, loaded.contract)).held_out
+            unseen = split(read_images(train, loaded.contract, max_pixels)).held_out
             report["samples"] = quality_report(
                 runtime.sample, *read_classifier(classifier), test, unseen, samples, seed
             )

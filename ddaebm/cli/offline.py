@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddaebm.cli.options import BUNDLE, PATH
+from ddaebm.cli.options import BUNDLE, MAX_PIXELS, PATH
 from ddaebm.model.errors import ConfigError
 
 
@@ -51,6 +51,7 @@ def score(
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="json: one object per line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with code 3 if an image is out of distribution")] = False,
+    max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Score any number of images: energies, OOD score, p-value, verdict. Exits with code 1 if one cannot be read."""
     from ddaebm.api import load
@@ -70,7 +71,7 @@ def score(
             )
     totals = Totals()
     with progress("score") as tick:
-        rows = judge(score_paths(model.engine, paths, tick), alpha)
+        rows = judge(score_paths(model.engine, paths, tick, max_pixels), alpha)
         WRITERS[format_](count(rows if fdr is None else select(rows, fdr), totals), sys.stdout)
     print(totals, file=sys.stderr)
     if totals.ood and fail_on_ood:

@@ -16,7 +16,8 @@ from ddaebm.model.images.contract import FILTERS, Contract
 from ddaebm.model.images.metadata import orientation, strip
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 16_000_000
+MAX_PIXELS = 100_000_000  # unless the caller says otherwise, as the service does
+_REDUCED = 16_000_000  # pixels above which a JPEG is decoded at reduced size, in little memory
 MAX_SIDE = 16_384  # resizing a very long, thin image is slow despite its few pixels
 MAX_SCANS = 100  # per JPEG; a scan needs only a few bytes in the file, but decoding it touches every pixel
 _STRIP = 256  # rows of a transparent image that are composited at a time
@@ -82,7 +83,7 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise ImageTooLargeError(f"the image has {width}x{height} pixels; no side may be over {MAX_SIDE}")
     if width * height > max_pixels:
         raise ImageTooLargeError(
-            f"the image has {width}x{height} pixels, over the limit of {max_pixels}; send a smaller one"
+            f"the image has {width}x{height} pixels, over the limit of {max_pixels}; use a smaller one"
         )
 
 
@@ -93,9 +94,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if orientation(image) in (5, 6, 7, 8) else image.size
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Decode the pixels and apply the EXIF rotation."""
+def _upright(image: Image.Image, contract: Contract) -> Image.Image:
+    """Decode the pixels and apply the EXIF rotation. What is done depends on the image and the contract alone."""
     source = getattr(image, "fp", None)
+    if isinstance(source, CountedReads) and image.format == "JPEG" and image.width * image.height > _REDUCED:
+        image.draft(None, (2 * max(contract.height, contract.width),) * 2)  # twice the size in any orientation, or more
     try:
         image.load()
     except OSError:
@@ -127,13 +130,13 @@ def convert(image: Image.Image, contract: Contract) -> Decoded:
 
     Uses the first frame of an animation, applies the EXIF rotation and composites transparent pixels over black. 16-bit
     and 12-bit grey keep their upper 8 bits. Palette and CMYK images are converted to RGB first. Images of another size
-    are resized without keeping the aspect ratio.
+    are resized without keeping the aspect ratio. JPEGs over 16 megapixels are decoded at reduced size first.
 
     Raises:
         ImageFormatError: The image is truncated or corrupt, or has pixels of unknown range (floating-point, 32-bit).
     """
     try:
-        image = _to_channels(_upright(image), contract.channels)
+        image = _to_channels(_upright(image, contract), contract.channels)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # as in open_image, but raised by the decoder

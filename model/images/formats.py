@@ -5,9 +5,9 @@ of `BROKEN`, to which `model.images.readers.entries` adds the file's name.
 """
 
 import gzip
+import io
 import math
 import os
-import re
 import struct
 import tarfile
 import zipfile
@@ -34,11 +34,11 @@ MAX_FILE_BYTES = 256 * 2**20  # per image file; a member of an archive can be ar
 BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, zstandard.ZstdError,
            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 
-# The header that numpy.save writes. NumPy's own reader parses it as Python code, which a malicious file can exploit.
-_NPY_HEADER = re.compile(
-    r"\{'descr': '([^']{1,20})', 'fortran_order': (True|False), 'shape': \(((?:\d{1,15}, ?)*(?:\d{1,15})?)\),? ?\}\s*"
-)
-_MAX_NPY_HEADER = 1024
+_MAX_NPY_HEADER = 10_000  # bytes; NumPy's own limit
+_MAX_SIZE = 2**31  # of one axis
+# By version. The third differs from the second in the encoding of field names alone, which images have none of.
+_NPY_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
+                (3, 0): np.lib.format.read_array_header_2_0}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -122,13 +122,13 @@ def _read_whole(handle: IO[bytes]) -> bytes:
     return data
 
 
-def npy_entries(file: Path) -> Iterator[Entry]:
-    """The images of an .npy."""
+def npy_entries(file: Path, channels: int | None = None) -> Iterator[Entry]:
+    """The images of an .npy; see `npy_shape`."""
     with file.open("rb") as handle:
-        yield from _named(file, npy_images(handle))
+        yield from _named(file, npy_images(handle, channels))
 
 
-def npz_entries(file: Path) -> Iterator[Entry]:
+def npz_entries(file: Path, channels: int | None = None) -> Iterator[Entry]:
     """The images of an .npz with a single array."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -136,43 +136,63 @@ def npz_entries(file: Path) -> Iterator[Entry]:
             arrays = ", ".join(name.removesuffix(".npy") for name in names)
             raise DataError(f"holds {len(names)} arrays ({arrays}); keep only the images")
         with archive.open(names[0]) as handle:
-            yield from _named(file, npy_images(handle))
+            yield from _named(file, npy_images(handle, channels))
 
 
-def npy_shape(handle: IO[bytes]) -> tuple[int, int, int, int]:
+def npy_shape(handle: IO[bytes], channels: int | None = None) -> tuple[int, int, int, int]:
     """Read the header of an .npy stream, and return the shape (n, h, w, c) of its images.
 
     The stream is left at the first pixel. No memory is allocated for the pixels.
 
+    Args:
+        channels: Of the model that takes the images. With three axes of which the last has length 3, the array is one
+            image for a model of colour images; for others it is ambiguous.
+
     Raises:
-        DataError: The stream is not an .npy of uint8 images. Pickled objects are refused.
+        DataError: The stream is not an .npy of uint8 images, or ambiguous. Pickled objects are refused.
     """
-    head = handle.read(8)
-    width = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4, b"\x93NUMPY\x03\x00": 4}.get(head, 0)
-    length = min(int.from_bytes(handle.read(width), "little"), _MAX_NPY_HEADER)
-    header = _NPY_HEADER.fullmatch(handle.read(length).decode("latin-1"))
-    if not width or not header:
-        raise DataError("not a readable .npy array of numbers")
-    descr, fortran, dimensions = header.groups()
-    if descr not in ("|u1", "u1", "<u1", ">u1"):
-        raise DataError(f"dtype {descr}; images must be uint8")
-    if fortran == "True":
+    shape, fortran, dtype = _npy_header(handle)
+    if dtype != np.uint8:
+        raise DataError(f"dtype {dtype.str!s:.40}; images must be uint8")
+    if fortran:
         raise DataError("the array is in Fortran order; save numpy.ascontiguousarray of it")
-    shape = tuple(map(int, re.findall(r"\d+", dimensions)))
-    n, h, w, c = (*shape, 1) if len(shape) == 3 else shape if len(shape) == 4 else (0, 0, 0, 0)
-    if c not in (1, 3) or 0 in (n, h, w):
-        raise DataError(f"shape {shape}; images must have shape (n, h, w) or (n, h, w, 1 or 3)")
+    if len(shape) == 3 and shape[-1] == 3 and channels != 3:
+        n, h, _ = shape
+        raise DataError(
+            f"shape {shape} is {n} grey images of {h}x3 pixels, or one colour image; save it with shape {(*shape, 1)}"
+            f" or {(1, *shape)}"
+        )
+    n, h, w, c = (1, *shape) if len(shape) == 3 and shape[-1] in (1, 3) else (*shape, 1) if len(shape) == 3 else (
+        shape if len(shape) == 4 else (0, 0, 0, 0)
+    )  # fmt: skip
+    if c not in (1, 3) or not all(0 < size < _MAX_SIZE for size in (n, h, w)):
+        raise DataError(f"shape {shape!s:.100}; images must have shape (n, h, w) or (n, h, w, 1 or 3)")
     return n, h, w, c
 
 
-def npy_images(handle: IO[bytes]) -> Iterator[PixelArray]:
+def _npy_header(handle: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether in Fortran order, and dtype."""
+    magic = handle.read(8)
+    size = handle.read(2 if magic[6:7] == b"\1" else 4)  # of the rest
+    header = io.BytesIO(magic + size + handle.read(min(int.from_bytes(size, "little"), _MAX_NPY_HEADER + 1)))
+    try:
+        read = _NPY_READERS[np.lib.format.read_magic(header)]
+        shape, fortran, dtype = read(header, max_header_size=_MAX_NPY_HEADER)
+        return tuple(map(int, shape)), fortran, dtype
+    except Exception as error:  # NumPy reads the header as Python literals, which fails in many ways
+        raise DataError("not a readable .npy array of numbers") from error
+
+
+def npy_images(handle: IO[bytes], channels: int | None = None) -> Iterator[PixelArray]:
     """The images of an .npy stream, one at a time.
 
     Raises:
-        DataError: As `npy_shape`, or the stream is truncated.
+        DataError: As `npy_shape`, or the stream is truncated, or longer than its header states.
     """
-    count, *shape = npy_shape(handle)
-    return _pixel_rows(handle, count, tuple(shape))
+    count, *shape = npy_shape(handle, channels)
+    yield from _pixel_rows(handle, count, tuple(shape))
+    if handle.read(1):
+        raise DataError("the file is longer than its header states; copy it again")
 
 
 def idx_entries(file: Path) -> Iterator[Entry]:

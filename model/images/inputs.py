@@ -22,7 +22,7 @@ _TO_BYTE = {
 }
 
 
-def entries_of(images: Images) -> Iterator[Entry]:
+def entries_of(images: Images, channels: int | None = None) -> Iterator[Entry]:
     """Yield one entry per image, in order. Images are decoded later, batch by batch.
 
     Args:
@@ -32,6 +32,7 @@ def entries_of(images: Images) -> Iterator[Entry]:
             A PIL image.
             The bytes of an image file.
             A PATH, as str or Path: an image file, or a folder, archive or array file with any number of images.
+        channels: Of the model that takes them; see `formats.npy_shape`.
 
     Raises:
         InputError: The type, dtype or shape is not accepted, or there is no image.
@@ -43,12 +44,12 @@ def entries_of(images: Images) -> Iterator[Entry]:
             yield Entry(str(count), pixels)
             count += 1
     elif isinstance(images, Image.Image | bytes | str | PathLike):
-        for entry in _entries_of_one(images, 0):
+        for entry in _entries_of_one(images, 0, channels):
             yield entry
             count += 1
     elif isinstance(images, Iterable) and not isinstance(images, Mapping | Set | bytearray | memoryview):
         for item in images:
-            for entry in _entries_of_one(item, count):
+            for entry in _entries_of_one(item, count, channels):
                 yield entry
                 count += 1
     else:
@@ -57,7 +58,7 @@ def entries_of(images: Images) -> Iterator[Entry]:
         raise InputError("no images; pass at least one")
 
 
-def _entries_of_one(item: Any, index: int) -> Iterator[Entry]:
+def _entries_of_one(item: Any, index: int, channels: int | None) -> Iterator[Entry]:
     if is_array(item):
         batch = as_batch(item)
         if len(batch) != 1 or item.ndim == 4:
@@ -70,7 +71,7 @@ def _entries_of_one(item: Any, index: int) -> Iterator[Entry]:
     elif isinstance(item, bytes):
         yield Entry(str(index), item)
     elif isinstance(item, str | PathLike):
-        yield from entries(fspath(item))
+        yield from entries(fspath(item), channels)
     else:
         raise InputError(f"image {index} of the list is a {_name(item)}, not an array, a PIL image or a path")
 

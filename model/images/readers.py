@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ddaebm.model.errors import DataError, ImageError
+from ddaebm.model.errors import DataError, ImageError, ImageTooLargeError
 from ddaebm.model.images import formats
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS, Decoded, check_size, convert, from_pixels, open_image, upright_size
@@ -27,15 +27,18 @@ _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tx
 _SHOWN = 3  # names that an error message lists
 
 
-def entries(path: str | Path) -> Iterator[Entry]:
+def entries(path: str | Path, channels: int | None = None) -> Iterator[Entry]:
     """Yield the images of a PATH one by one, in constant memory and a fixed order.
+
+    Args:
+        channels: Of the model that takes them; see `formats.npy_shape`.
 
     Raises:
         DataError: The PATH does not exist, has an unknown format, is truncated or has no images.
     """
     count = 0
     try:
-        for entry in _open(path):
+        for entry in _open(path, channels):
             yield entry
             count += 1
     except DataError as error:
@@ -48,7 +51,7 @@ def entries(path: str | Path) -> Iterator[Entry]:
         raise DataError(f"{path}: no images found; give files ending in {known}")
 
 
-def _open(path: str | Path) -> Iterator[Entry]:
+def _open(path: str | Path, channels: int | None) -> Iterator[Entry]:
     if str(path).startswith("hf:"):
         return formats.hub_entries(str(path)[3:])
     if not str(path):
@@ -66,9 +69,9 @@ def _open(path: str | Path) -> Iterator[Entry]:
     if name.endswith(".zip"):
         return formats.zip_entries(path)
     if name.endswith(".npy"):
-        return formats.npy_entries(path)
+        return formats.npy_entries(path, channels)
     if name.endswith(".npz"):
-        return formats.npz_entries(path)
+        return formats.npz_entries(path, channels)
     if formats.is_image_name(name):
         return iter([formats.file_entry(path)])
     raise DataError("not a folder, an archive (.zip, .tar, .tar.gz, .tar.zst), .npy, .npz, IDX file or image")
@@ -98,26 +101,29 @@ def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return from_pixels(content, max_pixels)
 
 
-def decode_entry(entry: Entry, contract: Contract) -> Decoded:
+def decode_entry(entry: Entry, contract: Contract, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an entry to the form of the contract. Raises ImageError."""
-    return convert(open_entry(entry), contract)
+    return convert(open_entry(entry, max_pixels), contract)
 
 
-def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
+def read_images(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read all images of `path` in the form of the contract: uint8 (N, H, W, C).
+
+    Args:
+        max_pixels: Most pixels of one image.
 
     Raises:
         DataError: As `entries`, or some images cannot be read. The message states their number and the first names.
     """
     pixels = bytearray()  # grows in place; a list and np.stack would need twice the memory
-    faults: list[str] = []
+    faults: list[tuple[str, ImageError]] = []
     count = resized = 0
-    for entry in entries(path):
+    for entry in entries(path, contract.channels):
         count += 1
         try:
-            decoded = decode_entry(entry, contract)
+            decoded = decode_entry(entry, contract, max_pixels)
         except ImageError as error:
-            faults.append(f"{entry.name}: {error}")
+            faults.append((entry.name, error))
             continue
         pixels += decoded.pixels.tobytes()
         resized += decoded.resized
@@ -128,24 +134,27 @@ def read_images(path: str | Path, contract: Contract) -> NDArray[np.uint8]:
     return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape)
 
 
-def find_contract(path: str | Path, size: tuple[int, int] | None = None, channels: int | None = None) -> Contract:
+def find_contract(
+    path: str | Path, size: tuple[int, int] | None = None, channels: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Contract:
     """Determine the contract of a data set from the headers of its images, which must all have the same form.
 
     Args:
         size: (height, width) to which images will be resized; if given, their sizes may differ.
         channels: 1 or 3, to which images will be converted; if given, their channels may differ.
+        max_pixels: Most pixels of one image.
 
     Raises:
         DataError: As `entries`; some images cannot be read; or their forms differ. The message counts each form.
     """
     forms: Counter[tuple[int, int, int]] = Counter()
     names: dict[tuple[int, int, int], list[str]] = {}
-    faults: list[str] = []
-    for entry in entries(path):
+    faults: list[tuple[str, ImageError]] = []
+    for entry in entries(path, channels):
         try:
-            own = _form(entry)
+            own = _form(entry, max_pixels)
         except ImageError as error:
-            faults.append(f"{entry.name}: {error}")
+            faults.append((entry.name, error))
             continue
         form = (*(size or own[:2]), channels or own[2])
         forms[form] += 1
@@ -158,14 +167,14 @@ def find_contract(path: str | Path, size: tuple[int, int] | None = None, channel
     return Contract(height, width, depth)
 
 
-def _form(entry: Entry) -> tuple[int, int, int]:
+def _form(entry: Entry, max_pixels: int) -> tuple[int, int, int]:
     """(height, width, channels) of an entry before conversion."""
     if isinstance(entry.content, ImageError):
         raise entry.content
     if isinstance(entry.content, np.ndarray):
         height, width, channels = entry.content.shape
         return height, width, channels
-    image = open_entry(entry)
+    image = open_entry(entry, max_pixels)
     width, height = upright_size(image)
     grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
     return height, width, 1 if grey else 3
@@ -187,7 +196,11 @@ def _mixed(forms: Counter[tuple[int, int, int]], names: dict[tuple[int, int, int
     return f"{forms.total()} images are not alike: {'; '.join(kinds)}{more}. Give {' and '.join(remedies)}"
 
 
-def _refuse(faults: list[str], count: int) -> None:
+def _refuse(faults: list[tuple[str, ImageError]], count: int) -> None:
     if faults:
-        shown = "; ".join(faults[:_SHOWN]) + ("; …" if len(faults) > _SHOWN else "")
-        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}; repair or remove them")
+        shown = "; ".join(f"{name}: {error}" for name, error in faults[:_SHOWN]) + (
+            "; …" if len(faults) > _SHOWN else ""
+        )
+        large = any(isinstance(error, ImageTooLargeError) for _, error in faults)
+        remedy = "repair or remove them" + (", or raise the limit (--max-pixels)" if large else "")
+        raise DataError(f"{len(faults)} of {count} files cannot be used: {shown}; {remedy}")

@@ -75,7 +75,9 @@ class RequestMiddleware:
             if self.api_keys and not traits.public:
                 check_key(headers, self.api_keys)
             if not traits.uploads and headers.get("content-encoding", "identity").strip().lower() != "identity":
-                raise Problem(415, "unsupported-encoding", "this route takes no Content-Encoding; send the body as it is")
+                raise Problem(
+                    415, "unsupported-encoding", "this route takes no Content-Encoding; send the body as it is"
+                )
             _check_length(headers, limit, context.body)
             await self.app(scope, self._limited(receive, limit, context.body), send_with_headers)
         except asyncio.CancelledError:  # the drain ran out of time

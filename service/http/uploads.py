@@ -175,19 +175,17 @@ def _read_image(body: Body) -> list[Entry]:
 def _read_npy(body: Body) -> list[Entry]:
     handle, settings = io.BytesIO(body.content), body.settings
     try:
-        count, height, width, _ = npy_shape(handle)  # from the header alone; allocates nothing
+        count, height, width, _ = npy_shape(handle, body.channels)  # from the header alone; allocates nothing
         if count > settings.max_files:
             raise _too_many(settings.max_files)
         if count * height * width > settings.max_request_pixels:
             detail = f"{count} images of {width}x{height} are over {settings.max_request_pixels} pixels; send fewer"
             raise Problem(413, "too-many-pixels", detail)
         handle.seek(0)
-        entries = [Entry(str(i), pixels) for i, pixels in enumerate(npy_images(handle))]
+        entries = [Entry(str(i), pixels) for i, pixels in enumerate(npy_images(handle, body.channels))]
     except DataError as error:
         detail = f"{error}; send a .npy of uint8 (n, h, w) or (n, h, w, 1 or 3)"
         raise Problem(422, "unreadable-array", detail) from error
-    if handle.read(1):
-        raise Problem(422, "unreadable-array", "the body is longer than its .npy header says")
     return entries
 
 

@@ -80,7 +80,7 @@ def reproduce(
     base = make_config(chosen.recipe).override({**chosen.changes, "steps": str(total), "sample_every": str(total)})
     if base.network.is_image and not base.data:
         base = base.override({"data": require_data(data, f"the training images of {dataset}")})
-    parts = split(load_data(base.data, base.network))
+    parts = split(load_data(base.data, base.network, base.max_pixels))
     about: dict[str, Any] = {"dataset": dataset, "steps": total}
     if base.network.is_image:
         about["classifier"] = read_classifier(classifier)[1]

@@ -80,7 +80,7 @@ def reproduce(
     base = base.override(
         {"steps": str(total), "seed": str(seed), "sample_every": str(every), "checkpoint_every": str(every)}
     )
-    parts = split(load_data(base.data, base.network))
+    parts = split(load_data(base.data, base.network, base.max_pixels))
     about: dict[str, Any] = {"dataset": dataset, "steps": total, "samples": count, "seed": seed}
     if base.network.is_image:
         about["classifier"] = read_classifier(classifier)[1]

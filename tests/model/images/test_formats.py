@@ -124,9 +124,9 @@ NPY_HEADS = [
     b"{'descr': (",
     b"{'descr': '''abc",
     b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 5000 + b",), }",
-    b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4, 5), }",
-    b"{'descr': '|u1', 'fortran_order': False, 'shape': (True, 4, 5), }",
-    b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 4, 5), " + b" " * 10_000 + b"}",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': (1.0, 4, 5), }",
+    b"{'descr': '|u1', 'fortran_order': False, 'shape': [1, 4, 5], }",
     b"{'descr': '|u1', 'fortran_order': 0, 'shape': (1, 4, 5), }",
     b"{'descr': '|u1', 'shape': (1, 4, 5), }",
     b"\0" * 100,
@@ -152,6 +152,97 @@ def test_every_version_of_npy_is_read(version: tuple[int, int], shape: tuple[int
     buffer.seek(0)
     assert formats.npy_shape(buffer) == (*shape, 1)[:4]
     assert len(buffer.read()) == np.prod(shape)
+
+
+def written(array: np.ndarray, version: tuple[int, int] = (1, 0), pad: int = 0) -> io.BytesIO:
+    """An .npy with `pad` blanks at the end of its header."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=version)
+    data, width = buffer.getvalue(), 2 if version == (1, 0) else 4
+    end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    head = data[8 + width : end - 1] + b" " * pad + b"\n"
+    return io.BytesIO(data[:8] + len(head).to_bytes(width, "little") + head + data[end:])
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("pad", [0, 900, 2_000, 9_000])
+def test_a_long_header_is_no_pixels(version: tuple[int, int], pad: int) -> None:
+    (pixels,) = formats.npy_images(written(images()[:1], version, pad))
+    np.testing.assert_array_equal(pixels, images()[0])
+
+
+@pytest.mark.parametrize("version", [(9, 0), (0, 0), (1, 1)])
+def test_an_unknown_version_is_refused(version: tuple[int, int]) -> None:
+    data = bytearray(written(images()).getvalue())
+    data[6:8] = bytes(version)
+    with pytest.raises(DataError, match=r"not a readable \.npy array"):
+        formats.npy_shape(io.BytesIO(bytes(data)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "found"),
+    [((28, 20, 3), 3, (1, 28, 20, 3)), ((28, 20, 1), 1, (1, 28, 20, 1)), ((28, 20, 1), None, (1, 28, 20, 1)),
+     ((28, 20, 1), 3, (1, 28, 20, 1)), ((28, 20, 4), 3, (28, 20, 4, 1)), ((5, 28, 3, 1), 1, (5, 28, 3, 1))],
+)  # fmt: skip
+def test_three_axes_of_which_the_last_is_the_channels_are_one_image(
+    shape: tuple[int, ...], channels: int | None, found: tuple[int, ...]
+) -> None:
+    assert formats.npy_shape(written(np.zeros(shape, np.uint8)), channels) == found
+
+
+@pytest.mark.parametrize("channels", [1, None])
+def test_a_colour_image_for_a_grey_model_is_ambiguous(channels: int | None, tmp_path: Path) -> None:
+    array = np.zeros((28, 20, 3), np.uint8)
+    for name in ("a.npy", "a.npz"):
+        (np.save if name == "a.npy" else np.savez)(tmp_path / name, array)
+        with pytest.raises(DataError, match=r"28 grey images of 20x3 pixels, or one colour.*\(28, 20, 3, 1\).*\(1, 28"):
+            next(entries(tmp_path / name, channels))
+    assert len(list(entries(tmp_path / "a.npy", 3))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_what_follows_the_array_is_an_error(name: str, tmp_path: Path) -> None:
+    data = written(images()).getvalue() + b"x"
+    if name == "a.npz":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("images.npy", data)
+    else:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match="longer than its header states"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [("'|u1', 'fortran_order': False, 'shape': (-1, 4, 5)", "shape"),
+     ("'|u1', 'fortran_order': False, 'shape': ()", "shape"),
+     ("'|u1', 'fortran_order': False, 'shape': (" + "9" * 4000 + ", 4, 5)", "shape"),
+     ("[('a', '|u1')], 'fortran_order': False, 'shape': (1, 4, 5)", "dtype"),
+     ("'|V9', 'fortran_order': False, 'shape': (1, 4, 5)", "dtype"),
+     ("'|i1', 'fortran_order': False, 'shape': (4, 4, 5)", "dtype"),
+     ("'O', 'fortran_order': False, 'shape': (4, 4, 5)", "dtype")],
+    ids=range(7),
+)  # fmt: skip
+def test_other_arrays_are_refused_in_a_short_line(header: str, words: str) -> None:
+    head = f"{{'descr': {header}, }}\n".encode()
+    with pytest.raises(DataError, match=words) as refused:
+        formats.npy_shape(io.BytesIO(b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head))
+    assert len(str(refused.value)) < 250
+
+
+def test_damaged_headers_are_data_errors() -> None:
+    whole, dice = written(images()).getvalue(), np.random.default_rng(0)
+    refused = []
+    for _ in range(3000):
+        data = bytearray(whole)
+        for _ in range(dice.integers(1, 5)):
+            data[dice.integers(0, 130)] = dice.choice(list(b"(){}[],:'\"\\\0\n 019-.eEx_luVO<>|\xff"))
+        try:
+            formats.npy_shape(io.BytesIO(bytes(data)))
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 1000
+    assert max(map(len, refused)) < 250
 
 
 def test_a_header_that_claims_more_than_memory_allocates_nothing(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ BAD_FORMS: dict[str, tuple[str, bytes, int]] = {
     "npy too long": ("application/x-npy", npy(np.zeros((2, 8, 6), np.uint8)) + b"x", 422),
     "npy of words": ("application/x-npy", b"words", 422),
     "npy empty": ("application/x-npy", b"", 422),
-    "npy of many": ("application/x-npy", npy(np.zeros((257, 1, 1), np.uint8)), 413),
+    "npy of many": ("application/x-npy", npy(np.zeros((257, 2, 2), np.uint8)), 413),
     "npy that claims much": ("application/x-npy", NPY_BOMB, 413),
     "npy of a huge image": ("application/x-npy", npy(np.zeros((1, 2, 16_385), np.uint8)), 413),
     "octets": ("application/octet-stream", png(), 415),
