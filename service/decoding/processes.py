@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -256,11 +257,23 @@ class _Slot:
         self._process = self._connection = None
 
     def _open(self) -> Connection:
+        try:
+            self._connection = self._start()
+        except (OSError, EOFError) as error:
+            self.end()
+            self.broken = True
+            raise DecoderUnavailableError(f"no decoder process can be started: {error}") from error
+        self.broken = False
+        return self._connection
+
+    def _start(self) -> Connection:
+        """Raises OSError or EOFError if the process does not start, or does not answer."""
         ours, theirs = Pipe()
         # With the path of the service, wherever it was started: `-m` would put the working directory first.
         run = f"from {worker.__name__} import main; main({theirs.fileno()}, {MEMORY})"
         code = f"import sys; sys.path[:] = {sys.path!r}; {run}"
-        try:
+        with ExitStack() as stack:
+            stack.callback(ours.close)
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
@@ -268,13 +281,7 @@ class _Slot:
                 )  # fmt: skip
             if not ours.poll(_START_SECONDS) or ours.recv_bytes() != worker.READY:
                 raise EOFError("it did not answer")
-        except (OSError, EOFError) as error:
-            ours.close()
-            self.end()
-            self.broken = True
-            raise DecoderUnavailableError(f"no decoder process could be started: {error}") from error
-        self.broken = False
-        self._connection = ours
+            stack.pop_all()
         return ours
 
 
