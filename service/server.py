@@ -112,6 +112,7 @@ def configure_pillow() -> None:
     Its warnings about odd metadata are ignored: each text holds numbers of the file, and Python keeps every text.
     """
     Image.MAX_IMAGE_PIXELS = None
+    Image.preinit()  # the readers of common formats, or the first request would import them
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
