@@ -4,7 +4,6 @@ import asyncio
 import gc
 import logging
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -18,6 +17,7 @@ from ddaebm.service.http import errors
 from ddaebm.service.http.bodies import Bodies
 from ddaebm.service.http.middleware import Cors, RequestMiddleware
 from ddaebm.service.http.paths import Paths
+from ddaebm.service.http.uploads import Parsers
 from ddaebm.service.metrics import Metrics
 from ddaebm.service.queue.batching import Batcher
 from ddaebm.service.queue.scheduling import KINDS, Operation
@@ -123,12 +123,12 @@ async def _start(settings: Settings, metrics: Metrics, engines: Sequence[Engine]
     registry.serve(ready)
     decoders = Decoders(settings.decode_processes, settings.max_decode_pixels, metrics.decoder_restarts.inc)
     metrics.decode_pixels.set_function(lambda: decoders.waiting_pixels)
-    parsers = ThreadPoolExecutor(settings.decode_threads, "parse")
-    return Service(settings, metrics, registry, Runner(settings, batcher, decoders), parsers)
+    runner = Runner(settings, batcher, decoders)
+    return Service(settings, metrics, registry, runner, Parsers(settings.decode_threads))
 
 
 async def _stop(service: Service) -> None:
-    service.parsers.shutdown(wait=False, cancel_futures=True)
+    service.parsers.close()
     if not await asyncio.to_thread(service.runner.decoders.close, _CLOSE_SECONDS):
         logger.error("the decoder processes did not end within %d s", _CLOSE_SECONDS)
     if not await asyncio.to_thread(service.runner.batcher.close, _CLOSE_SECONDS):

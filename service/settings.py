@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     )
     body_seconds: float = Field(30.0, gt=0, description="time for a request body to arrive")
     send_seconds: float = Field(30.0, gt=0, description="time for a client to receive its response")
-    decode_threads: int = Field(2, ge=1, description="threads that parse uploads and decode small images")
+    decode_threads: int = Field(2, ge=1, description="threads that parse uploads; one more parses those over 512 KiB")
     decode_processes: int = Field(2, ge=1, description="processes that decode other images; started when needed")
     max_decode_pixels: int = Field(
         128_000_000, ge=1, description="pixels that may wait for these processes; requests beyond them get 429"

@@ -1,11 +1,11 @@
 """The object on the app that all routes share."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from ddaebm.service.http.uploads import Parsers
 from ddaebm.service.metrics import Metrics
 from ddaebm.service.registry import Registry
 from ddaebm.service.runner import Runner
@@ -29,7 +29,7 @@ class Service:
     metrics: Metrics
     registry: Registry
     runner: Runner
-    parsers: ThreadPoolExecutor  # for uploads only, so that encoding of samples does not wait behind them
+    parsers: Parsers
     statistics: dict[str, InferStatistics] = field(default_factory=dict)  # by the model names of /v2
 
 

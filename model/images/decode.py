@@ -20,7 +20,7 @@ MAX_PIXELS = 100_000_000  # unless the caller says otherwise, as the service doe
 _REDUCED = 16_000_000  # pixels above which a JPEG is decoded at reduced size, in little memory
 MAX_SIDE = 16_384  # resizing a very long, thin image is slow despite its few pixels
 MAX_SCANS = 100  # per JPEG; a scan needs only a few bytes in the file, but decoding it touches every pixel
-_STRIP = 256  # rows of a transparent image that are composited at a time
+_STRIP = 256  # rows of an image that are copied at a time
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 # What a complete JPEG may lack at its end, and what its decoder must not need: other bits in the place of lost ones.
 _END, _OTHER_END = b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9"
@@ -120,8 +120,10 @@ def _load_without_end(data: bytes) -> Image.Image:
     """
     data = data.rstrip(b"\xff")
     image, other = (Image.open(CountedReads(data + end), formats=["JPEG"]) for end in (_END, _OTHER_END))
-    if image.tobytes() != other.tobytes():
-        raise OSError("image file is truncated")
+    for top in range(0, image.height, _STRIP):
+        part = (0, top, image.width, min(top + _STRIP, image.height))
+        if image.crop(part).tobytes() != other.crop(part).tobytes():
+            raise OSError("image file is truncated")
     return image
 
 

@@ -13,8 +13,9 @@ from ddaebm.model.images.readers import open_entry
 from ddaebm.service.decoding.processes import Job
 from ddaebm.service.settings import Settings
 
-# PNG and JPEG take time in proportion to their pixels and bytes, whatever they hold: 20 ms at most within these.
-_PIXELS, _BYTES = 2**16, 2**18  # of one image
+# PNG and JPEG take time in proportion to their pixels and bytes, whatever they hold: 30 ms at most within these.
+_PIXELS = 2**16  # of one image
+_BYTES, _BYTES_PER_PIXEL = 2**12, 4  # of its file
 _REQUEST_PIXELS = 2**20  # of all images of a request
 _UNKNOWN = 1_000_000  # pixels that a file counts for whose header does not tell
 
@@ -66,7 +67,8 @@ def _is_quick(entry: Entry, pixels: int) -> bool:
     assert isinstance(content, bytes)
     if not content.startswith(SIGNATURES):  # refused by its first bytes
         return True
-    return pixels <= _PIXELS and len(content) <= _BYTES and content.startswith((PNG, JPEG))
+    small = pixels <= _PIXELS and len(content) <= _BYTES + _BYTES_PER_PIXEL * pixels
+    return small and content.startswith((PNG, JPEG))
 
 
 def _decode(entry: Entry, contract: Contract, settings: Settings) -> Decoded | None:

@@ -27,6 +27,7 @@ PIXELS, RESIZED, BAD, LARGE = b"p", b"r", b"b", b"l"
 ERRORS: dict[bytes, type[ImageError]] = {BAD: ImageFormatError, LARGE: ImageTooLargeError}
 
 _NICENESS = 5  # inference and the event loop come first
+_M_MMAP_THRESHOLD = -3  # of glibc's <malloc.h>
 _SIGNAL_WHEN_PARENT_ENDS = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
@@ -40,6 +41,7 @@ def main(descriptor: int, memory: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the service ends us
     _end_with_parent()
     os.nice(_NICENESS)
+    _return_memory()
     _limit_memory(memory)
     Image.MAX_IMAGE_PIXELS = None  # each question has its own limit
     warnings.simplefilter("ignore")
@@ -77,6 +79,13 @@ def _end_with_parent() -> None:
     control = getattr(ctypes.CDLL(None), "prctl", None)
     if control:
         control(_SIGNAL_WHEN_PARENT_ENDS, signal.SIGKILL)
+
+
+def _return_memory() -> None:
+    """Return large blocks to the system when they are freed. glibc would learn to keep them."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option:
+        set_option(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _limit_memory(memory: int) -> None:

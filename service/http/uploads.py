@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import gzip
 import io
 import zlib
 from collections.abc import Callable
@@ -27,6 +26,8 @@ T = TypeVar("T")
 
 _FIELD = "images"
 _BINARY = {"type": "string", "format": "binary"}
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # of zlib
+_LARGE = 2**19  # bytes; smaller bodies take under 0.1 s, whatever they hold
 _BOM = b"\xef\xbb\xbf"  # some editors begin UTF-8 with it
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
@@ -45,7 +46,7 @@ REQUEST_BODY: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Body:
     """The bytes of a request, inflated, and what is needed to read them."""
 
@@ -54,9 +55,33 @@ class Body:
     settings: Settings
     channels: int  # of the model that will score them
 
+    def take(self) -> bytes:
+        """The bytes, which the body no longer holds: parsing may need as many again."""
+        content, self.content = self.content, b""
+        return content
+
+
+class Parsers:
+    """The threads on which uploads are parsed. Small ones never wait for large ones.
+
+    Args:
+        threads: for bodies up to 512 KiB; one more is for larger ones, which take seconds and much memory.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.small = ThreadPoolExecutor(threads, "parse")
+        self.large = ThreadPoolExecutor(1, "parse-large")
+
+    def of(self, context: RequestContext) -> ThreadPoolExecutor:
+        return self.small if context.body.received <= _LARGE else self.large
+
+    def close(self) -> None:
+        for pool in (self.small, self.large):
+            pool.shutdown(wait=False, cancel_futures=True)
+
 
 async def parsing(pool: ThreadPoolExecutor, context: RequestContext, function: Callable[[], T]) -> T:
-    """The result of `function`, called on one of the few threads for uploads.
+    """The result of `function`, called on a thread for uploads.
 
     Raises:
         Problem: 504, the deadline passed. A running call continues, so it must be short.
@@ -70,11 +95,11 @@ async def parsing(pool: ThreadPoolExecutor, context: RequestContext, function: C
         raise deadline.problem() from error
 
 
-async def read_body(request: Request, context: RequestContext, pool: ThreadPoolExecutor, limit: int) -> bytes:
+async def read_body(request: Request, context: RequestContext, parsers: Parsers, limit: int) -> bytes:
     """The whole body, inflated. `Request.body` would make and keep a second copy.
 
     Raises:
-        Problem: As `inflate`; 429, the inflated bytes do not fit beside those of other requests.
+        Problem: As `inflate`; 429, what the body may inflate to does not fit beside the bodies of other requests.
     """
     buffer = io.BytesIO()
     async for chunk in request.stream():
@@ -82,32 +107,32 @@ async def read_body(request: Request, context: RequestContext, pool: ThreadPoolE
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         return buffer.getvalue()
-    content = await parsing(pool, context, lambda: inflate(buffer.getvalue(), encoding, limit))
-    context.body.add(len(content))
-    return content
+    packed = buffer.getvalue()
+    size = await parsing(parsers.large, context, lambda: inflated_size(packed, encoding, limit))
+    context.body.add(size)
+    return await parsing(parsers.large, context, lambda: zlib.decompress(packed, _WINDOWS[encoding], size))
 
 
-def inflate(body: bytes, encoding: str, limit: int) -> bytes:
-    """Decompress a body.
+def inflated_size(body: bytes, encoding: str, limit: int) -> int:
+    """Bytes that a body of one gzip member or zlib stream inflates to, without keeping them.
 
     Raises:
         Problem: 415 unknown encoding, 400 corrupt, 413 over `limit` bytes.
     """
+    if encoding not in _WINDOWS:
+        raise Problem(415, "unsupported-encoding", "Content-Encoding must be gzip, deflate or none")
+    stream, size, rest = zlib.decompressobj(_WINDOWS[encoding]), 0, body
     try:
-        if encoding in ("gzip", "x-gzip"):
-            plain = gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit + 1)
-        elif encoding == "deflate":
-            stream = zlib.decompressobj()
-            plain = stream.decompress(body, limit + 1)
-            if not stream.eof and len(plain) <= limit:
-                raise EOFError("truncated")
-        else:
-            raise Problem(415, "unsupported-encoding", "Content-Encoding must be gzip, deflate or none")
-    except (OSError, EOFError, zlib.error) as error:
-        raise Problem(400, "malformed-body", f"the body is not {encoding}, or is truncated") from error
-    if len(plain) > limit:
-        raise Problem(413, "body-too-large", f"the body is over {limit} bytes once it is inflated; send less at once")
-    return plain
+        while piece := stream.decompress(rest, 2**20):
+            size, rest = size + len(piece), stream.unconsumed_tail
+            if size > limit:
+                detail = f"the body is over {limit} bytes once it is inflated; send less at once"
+                raise Problem(413, "body-too-large", detail)
+    except zlib.error as error:
+        raise Problem(400, "malformed-body", f"the body is not {encoding}") from error
+    if not stream.eof or stream.unused_data:
+        raise Problem(400, "malformed-body", f"the {encoding} of the body is truncated, or something follows it")
+    return size
 
 
 def without_bom(body: bytes) -> bytes:
@@ -131,7 +156,7 @@ def read_entries(body: Body) -> list[Entry]:
 
 def _read_form(body: Body) -> list[Entry]:
     entries: list[Entry] = []
-    for name, filename, content in read_form(body.content, body.content_type):
+    for name, filename, content in read_form(body.take(), body.content_type):
         if name != _FIELD or filename is None:
             raise Problem(422, "invalid-request", f"every part must be a file named {_FIELD} (curl -F {_FIELD}=@FILE)")
         if len(entries) == body.settings.max_files:
@@ -146,16 +171,19 @@ def _read_json(body: Body) -> list[Entry]:
     limit = body.settings.max_files
     # Base64 has no commas and a data: URL has one, so more commas mean too many images. Check this before parsing
     # creates millions of values.
-    if body.content.count(b",") > 2 * limit + 16:
+    content = body.take()
+    if content.count(b",") > 2 * limit + 16:
         raise _too_many(limit)
     try:
-        sent = ScoreRequest.model_validate_json(without_bom(body.content))
+        images = ScoreRequest.model_validate_json(without_bom(content)).images
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         raise from_validation([{**item, "loc": ("body", *item["loc"])} for item in errors]) from error
-    if len(sent.images) > limit:
+    if len(images) > limit:
         raise _too_many(limit)
-    return [_from_base64(str(i), text) for i, text in enumerate(sent.images)]
+    del content
+    images.reverse()  # each is freed when it has been decoded
+    return [_from_base64(str(i), images.pop()) for i in range(len(images))]
 
 
 def _from_base64(name: str, text: bytes) -> Entry:
@@ -169,11 +197,11 @@ def _from_base64(name: str, text: bytes) -> Entry:
 
 
 def _read_image(body: Body) -> list[Entry]:
-    return [Entry("0", body.content)]
+    return [Entry("0", body.take())]
 
 
 def _read_npy(body: Body) -> list[Entry]:
-    handle, settings = io.BytesIO(body.content), body.settings
+    handle, settings = io.BytesIO(body.take()), body.settings
     try:
         count, height, width, _ = npy_shape(handle, body.channels)  # from the header alone; allocates nothing
         if count > settings.max_files:

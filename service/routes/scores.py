@@ -74,7 +74,7 @@ async def _decode(request: Request, service: Service, context: RequestContext, c
     began = time.perf_counter()
     read = partial(_read, body, contract, deadline)
     del body
-    names, outcomes = await parsing(service.parsers, context, read)
+    names, outcomes = await parsing(service.parsers.of(context), context, read)
     del read  # and with it the body: what the decoders need, they hold
     jobs = [outcome for outcome in outcomes if isinstance(outcome, Job)]
     decoded = iter(await service.runner.decode(request, context, jobs)) if jobs else iter(())

@@ -168,7 +168,7 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
     length = request.headers.get(HEADER_LENGTH)
     began = time.perf_counter()
     read = partial(parse_request, body, length, model.input, model.outputs, model.most)
-    asked = await parsing(service.parsers, context, read)
+    asked = await parsing(service.parsers.of(context), context, read)
     context.timings["decode"] = time.perf_counter() - began
     if asked.timeout is not None:
         deadline.shorten(asked.timeout)
