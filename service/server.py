@@ -23,7 +23,8 @@ from ddaebm.service.state import Service
 
 logger = logging.getLogger("ddaebm")
 
-_M_ARENA_MAX = -8  # of glibc's <malloc.h>
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of glibc's <malloc.h>
+_LARGE = 4 * 2**20  # bytes; few blocks of inference are larger
 
 
 class Server(uvicorn.Server):
@@ -100,10 +101,13 @@ def allow_open_files(count: int) -> None:
 
 
 def pool_memory() -> None:
-    """Use one malloc arena for all threads. With one each, glibc would keep the peak memory of every thread."""
+    """Have glibc return memory: one arena for all threads, or it would keep the peak of each; and large blocks, which
+    are request bodies, in mappings of their own, or it would learn to keep them.
+    """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option:
         set_option(_M_ARENA_MAX, 1)
+        set_option(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def configure_pillow() -> None:

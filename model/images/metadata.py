@@ -45,12 +45,17 @@ def strip(data: bytes) -> bytes:
 def _without_tags(data: bytes) -> bytes:
     """A TIFF in which all but `_NEEDED_TAGS` are replaced by a tag that nobody reads."""
     fields = tiff_fields(data)
+    if not fields.keys() - _NEEDED_TAGS:
+        return data
     order = "<" if data[:2] == b"II" else ">"
     entry = order + ("HHQQ" if data[2:4] in (b"+\0", b"\0+") else "HHLL")
-    patched = bytearray(data)
+    start, end = (choose(field.at for field in fields.values()) for choose in (min, max))
+    end += struct.calcsize(entry)
+    directory = bytearray(data[start:end])
     for tag in fields.keys() - _NEEDED_TAGS:
-        struct.pack_into(entry, patched, fields[tag].at, _UNKNOWN_TAG, _BYTE, 1, 0)
-    return bytes(patched)
+        struct.pack_into(entry, directory, fields[tag].at - start, _UNKNOWN_TAG, _BYTE, 1, 0)
+    view = memoryview(data)
+    return b"".join([view[:start], directory, view[end:]])
 
 
 def _join(data: bytes, parts: Iterator[tuple[int, int, bool]]) -> bytes:

@@ -33,7 +33,7 @@ from ddaebm.service.decoding.worker import ask
 
 logger = logging.getLogger("ddaebm.decoding")
 
-MEMORY = 384 * 2**20  # bytes that one process may allocate: a 16-megapixel animated WebP of 64 MiB needs 300
+MEMORY = 320 * 2**20  # bytes that one process may allocate; a raw TIFF of 16 megapixels in RGBA needs 250
 _START_SECONDS = 30.0  # for a process to import what it needs, on a busy machine
 # Time for one image: ten times what the slowest format takes at the service's lowest share of a core.
 _SECONDS, _SECONDS_PER_PIXEL = 1.0, 0.5e-6
