@@ -1,7 +1,6 @@
 """The loaded models: their engines, how they are reloaded, and the drift of the images that each one scores."""
 
 import asyncio
-import ctypes
 import logging
 from collections.abc import Callable, Mapping
 
@@ -12,6 +11,7 @@ from ddaebm.model.ood.drift import Drift
 from ddaebm.model.ood.levels import Explained, Scores
 from ddaebm.model.parallel import usable_cores
 from ddaebm.model.runtime import CPU, choose_providers
+from ddaebm.service import memory
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.metrics import Metrics
 from ddaebm.service.settings import Settings
@@ -94,7 +94,7 @@ class Registry:
                 self.metrics.reloads.labels("failed").inc()
                 return
             self.serve(engines)
-            await asyncio.to_thread(_return_memory)
+            await asyncio.to_thread(memory.give_back)  # or glibc would keep that of the threads that loaded bundles
             self.metrics.reloads.labels("ok").inc()
 
     def serve(self, engines: Engines) -> None:
@@ -137,10 +137,3 @@ class Registry:
     def _show_drift(self, name: str, drift: Drift) -> None:
         self.metrics.drift.labels(name).set(drift.log_martingale)
         self.metrics.drift_highest.labels(name).set(drift.log_highest)
-
-
-def _return_memory() -> None:
-    """Return freed memory to the system: glibc would keep it in the arenas of the threads that loaded bundles."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)

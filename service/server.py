@@ -1,7 +1,6 @@
 """uvicorn with signals: SIGTERM and SIGINT finish requests in flight and exit with 0; SIGHUP reloads the bundles."""
 
 import asyncio
-import ctypes
 import logging
 import resource
 import signal
@@ -16,15 +15,13 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from ddaebm.service import memory
 from ddaebm.service.http.protocol import Connections, HttpProtocol
 from ddaebm.service.logs import log_config
 from ddaebm.service.settings import Settings
 from ddaebm.service.state import Service
 
 logger = logging.getLogger("ddaebm")
-
-_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of glibc's <malloc.h>
-_LARGE = 4 * 2**20  # bytes; few blocks of inference are larger
 
 
 class Server(uvicorn.Server):
@@ -100,16 +97,6 @@ def allow_open_files(count: int) -> None:
         logger.warning("%d files may be open, and connections alone may be %d: raise the limit", wanted, count)
 
 
-def pool_memory() -> None:
-    """Have glibc return memory: one arena for all threads, or it would keep the peak of each; and large blocks, which
-    are request bodies, in mappings of their own, or it would learn to keep them.
-    """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option:
-        set_option(_M_ARENA_MAX, 1)
-        set_option(_M_MMAP_THRESHOLD, _LARGE)
-
-
 def configure_pillow() -> None:
     """Our settings bound the pixels of an image, so Pillow's own limit is turned off for this process.
 
@@ -122,7 +109,7 @@ def configure_pillow() -> None:
 
 def serve(app: FastAPI, settings: Settings) -> int:
     """Serve until a signal. Returns the exit code: 0 after a drain, 1 if the server could not start or failed."""
-    pool_memory()
+    memory.share_pool()
     configure_pillow()
     allow_open_files(settings.max_connections + 256)
     server = Server(configure(app, settings))

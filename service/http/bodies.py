@@ -1,14 +1,17 @@
 """Bounds the bytes of request bodies in memory, over all requests."""
 
+import asyncio
 import math
 import time
 from dataclasses import dataclass, field
 
+from ddaebm.service import memory
 from ddaebm.service.http.errors import Problem
 
 # Limit of a body on most routes, whose JSON is parsed on the event loop; 1,024 seeds take a third of it. The first
 # bytes of every body up to this size are not counted, so that large uploads do not keep small requests out.
 SMALL_BODY = 64 * 2**10
+_LARGE = 4 * 2**20  # bytes
 
 
 @dataclass
@@ -17,6 +20,12 @@ class Bodies:
     seconds: float  # in which a body must arrive
     held: int = 0
     counted: "dict[Body, None]" = field(default_factory=dict)  # those with bytes that count
+    _giving: "asyncio.Future[None] | None" = None
+
+    def give_memory_back(self) -> None:
+        """Large bodies have been freed, in pieces that glibc would keep."""
+        if self._giving is None or self._giving.done():
+            self._giving = asyncio.get_running_loop().run_in_executor(None, memory.give_back)
 
     def seconds_until(self, room: int) -> int:
         """Whole seconds after which `room` bytes are free at the latest, if no other body takes them.
@@ -64,6 +73,8 @@ class Body:
 
     def release(self) -> None:
         """Stop counting: the bytes were decoded or discarded."""
+        if self.bytes > _LARGE:
+            self.all.give_memory_back()
         self.all.held -= self.bytes
         self.bytes = 0
         self.all.counted.pop(self, None)
