@@ -32,43 +32,6 @@ class Metrics:
             "ddaebm_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
         self.connections = Gauge("ddaebm_http_connections", "Open connections.", registry=registry)
-        self.queue_images = Gauge("ddaebm_queue_images", "Images waiting for inference.", registry=registry)
-        self.queue_limit = Gauge(
-            "ddaebm_queue_limit_images", "Images that may wait before requests are refused.", registry=registry
-        )
-        self.decode_pixels = Gauge(
-            "ddaebm_decode_queue_pixels", "Pixels waiting for the decoder processes.", registry=registry
-        )
-        self.decoder_restarts = Counter(
-            "ddaebm_decoder_restarts_total", "Decoder processes that died or were killed.", registry=registry
-        )
-        self.batch_images = Histogram(
-            "ddaebm_batch_images", "Images in one inference.", ["operation"],
-            buckets=tuple(2**i for i in range(11)), registry=registry,
-        )  # fmt: skip
-        self.inference_seconds = Histogram(
-            "ddaebm_inference_seconds", "Time of one inference.", ["operation"], buckets=_SECONDS, registry=registry
-        )
-        self.inference_workers = Gauge("ddaebm_inference_workers", "Inferences at a time.", registry=registry)
-        self.sampled = Counter("ddaebm_images_sampled_total", "Images made.", ["model"], registry=registry)
-        self.scored = Counter("ddaebm_images_scored_total", "Images scored.", ["model", "verdict"], registry=registry)
-        self.p_value = Histogram(
-            "ddaebm_ood_p_value",
-            "Conformal p-values of scored images.",
-            ["model"],
-            buckets=_P_VALUES,
-            registry=registry,
-        )
-        self.drift = Gauge(
-            "ddaebm_drift_log_martingale",
-            "Evidence that scored images are not like the calibration set, ln; model.ood.drift.",
-            ["model"],
-            registry=registry,
-        )
-        self.drift_highest = Gauge(
-            "ddaebm_drift_log_martingale_highest", "Highest value of the martingale so far, ln.", ["model"],
-            registry=registry,
-        )  # fmt: skip
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
         self.images_dropped = Counter(
             "ddaebm_images_dropped_total",
@@ -89,6 +52,49 @@ class Metrics:
         self.model_info = Gauge(
             "ddaebm_model_info", "Loaded models; always 1.", ["model", "digest", "backend"], registry=registry
         )
+        self._add_work(registry)
+        self._add_scores(registry)
+
+    def _add_work(self, registry: CollectorRegistry) -> None:
+        self.queue_images = Gauge("ddaebm_queue_images", "Images waiting for inference.", registry=registry)
+        self.queue_limit = Gauge(
+            "ddaebm_queue_limit_images", "Images that may wait before requests are refused.", registry=registry
+        )
+        self.decode_pixels = Gauge(
+            "ddaebm_decode_queue_pixels", "Pixels waiting for the decoder processes.", registry=registry
+        )
+        self.decoder_restarts = Counter(
+            "ddaebm_decoder_restarts_total", "Decoder processes that died or were killed.", registry=registry
+        )
+        self.batch_images = Histogram(
+            "ddaebm_batch_images", "Images in one inference.", ["operation"],
+            buckets=tuple(2**i for i in range(11)), registry=registry,
+        )  # fmt: skip
+        self.inference_seconds = Histogram(
+            "ddaebm_inference_seconds", "Time of one inference.", ["operation"], buckets=_SECONDS, registry=registry
+        )
+        self.inference_workers = Gauge("ddaebm_inference_workers", "Inferences at a time.", registry=registry)
+
+    def _add_scores(self, registry: CollectorRegistry) -> None:
+        self.sampled = Counter("ddaebm_images_sampled_total", "Images made.", ["model"], registry=registry)
+        self.scored = Counter("ddaebm_images_scored_total", "Images scored.", ["model", "verdict"], registry=registry)
+        self.p_value = Histogram(
+            "ddaebm_ood_p_value",
+            "Conformal p-values of scored images.",
+            ["model"],
+            buckets=_P_VALUES,
+            registry=registry,
+        )
+        self.drift = Gauge(
+            "ddaebm_drift_log_martingale",
+            "Evidence that scored images are not like the calibration set, ln; model.ood.drift.",
+            ["model"],
+            registry=registry,
+        )
+        self.drift_highest = Gauge(
+            "ddaebm_drift_log_martingale_highest", "Highest value of the martingale so far, ln.", ["model"],
+            registry=registry,
+        )  # fmt: skip
 
     def computed(self, operation: Operation, rows: int, seconds: float) -> None:
         self.batch_images.labels(operation.kind).observe(rows)

@@ -8,7 +8,6 @@ and for receiving its response. The middleware limits the time of bodies that th
 import asyncio
 import logging
 import math
-import select
 import uuid
 from typing import Any, Literal, cast
 
@@ -20,11 +19,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from ddaebm.service.http.errors import SECURITY_HEADERS, Problem, problem_response
+from ddaebm.service.http.transport import ResponseTransport
 from ddaebm.service.logs import log_request
 from ddaebm.service.state import Service
 
 _FRAMING = {b"content-length", b"transfer-encoding"}
-_HALF_CLOSED = getattr(select, "POLLRDHUP", 0)
 
 
 class Connections(ServerState):
@@ -73,9 +72,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.poll = select.poll()
-        if socket := transport.get_extra_info("socket"):
-            self.poll.register(socket.fileno(), _HALF_CLOSED)
         self.metrics.connections.set(len(self.connections))
         self._await_client()
         self._watch()
@@ -106,10 +102,6 @@ class HttpProtocol(HttpToolsProtocol):
         self.all_awaited.pop(self, None)
         if self.send_timer:
             self.send_timer.cancel()
-
-    def half_closed(self) -> bool:
-        """True if the client has closed its side, although the event loop may not have noticed yet. Linux alone."""
-        return bool(self.poll.poll(0))
 
     # Requests
 
@@ -190,7 +182,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":  # it has no 100 Continue (RFC 9110, section 10.1.1)
             self.expect_100_continue = False
         super().on_headers_complete()
-        self.cycle.transport = cast(asyncio.Transport, _Lingering(self))
+        self.cycle.transport = cast(asyncio.Transport, ResponseTransport(self))
 
     def on_body(self, body: bytes) -> None:
         self.head_bytes = 0
@@ -301,24 +293,3 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(Problem(408, "slow-headers", f"the headers did not arrive within {seconds:g} s"))
         else:  # the client has its response, or never sent a request
             self.transport.abort()
-
-
-class _Lingering:
-    """The transport for a response. Closing it waits for a client that is still sending its body."""
-
-    def __init__(self, protocol: HttpProtocol) -> None:
-        self.protocol = protocol
-        self.is_closing = protocol.transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        """Send, unless the client has closed its side since: an answer to that would depend on who is quicker."""
-        if self.protocol.half_closed():
-            self.protocol.transport.abort()
-        else:
-            self.protocol.transport.write(data)
-
-    def close(self) -> None:
-        if self.protocol.receiving == "body" and not self.protocol.transport.is_closing():
-            self.protocol.linger()
-        else:
-            self.protocol.transport.close()
