@@ -10,12 +10,14 @@ import pytest
 from tests.hostile.conftest import LIVE, MEMORY, Victim, Watch
 from tests.hostile.corpus import CORPUS, Case
 from tests.hostile.files import HONEST
+from tests.hostile.floods import floods
 from tests.stress.conftest import size
 
 HONEST_SECONDS = size(5, 2)
+FLOODS = list(floods())
 
 
-@pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
+@pytest.mark.parametrize("case", CORPUS + FLOODS, ids=[case.name for case in CORPUS + FLOODS])
 def test_corpus(victim: Victim, case: Case, record_property: Callable[[str, object], None]) -> None:
     body = case.make()
     headers = {"Content-Type": case.content_type, **case.headers}
@@ -24,8 +26,9 @@ def test_corpus(victim: Victim, case: Case, record_property: Callable[[str, obje
         if case.connections > 1:  # somebody else, meanwhile
             time.sleep(0.1)
             honest = victim.ask("POST", "/v1/scores", HONEST, {"Content-Type": "image/png"})
-            assert honest.status == 200, honest.body
+            assert honest.status in {200, 429}, honest.body  # 429: the queue of images is full, of right requests
             assert honest.seconds < HONEST_SECONDS
+            record_property("honest", round(honest.seconds, 2))
         answers = [each.result() for each in asked]
     record_property("seconds", round(max(answer.seconds for answer in answers), 2))
     record_property("mebibytes", round(watch.memory))
