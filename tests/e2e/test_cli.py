@@ -239,3 +239,14 @@ def test_where_only_serving_is_installed_a_line_says_what_training_needs(argumen
         [sys.executable, "-c", program, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
     )
     check_failure(done, 1, "this needs torch, which is not installed here; pip install", "'.[cpu,train]'")
+
+
+def test_the_largest_image_is_an_option(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (5000, 4000), (90, 60, 30)).save(tmp_path / "photo.jpg")
+    command = ["score", "photo.jpg", "--bundle", debug_bundle]
+    assert call(*command).returncode == 0
+    refused = call(*command, "--max-pixels", 1_000_000)
+    assert refused.returncode == 1
+    assert "over the limit of 1000000" in refused.stdout
+    refused = call("train", "images", "--data", "photo.jpg", "--size", 16, "--out", "run", "--max-pixels", 1_000_000)
+    check_failure(refused, 1, "over the limit of 1000000", "raise the limit (--max-pixels)")

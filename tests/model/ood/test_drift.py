@@ -114,3 +114,14 @@ def test_a_change_is_seen_within_a_thousand_images(quiet: int, share: float, fac
     stream = scores(rng, 1000)
     drift.update(np.where(rng.random(1000) < share, factor * stream, stream))
     assert drift.log_martingale > ALARM
+
+
+def test_the_highest_value_stays_when_ordinary_images_follow() -> None:
+    drift, rng = start(3)
+    assert drift.log_highest == 0
+    drift.update(3.0 * scores(rng, 200))
+    highest = drift.log_highest
+    assert highest == drift.log_martingale > ALARM
+    for _ in range(20):
+        drift.update(scores(rng, 250))
+    assert drift.log_martingale < highest == drift.log_highest

@@ -96,8 +96,14 @@ def test_a_stream_unlike_the_calibration_set_is_drift(client: TestClient) -> Non
     for start in range(0, 90, 30):
         score(client, *(png(37 * value % 99) for value in range(start, start + 30)))
     assert metric(client, "ddaebm_drift_log_martingale", model="fake") < 0
+    assert metric(client, "ddaebm_drift_log_martingale_highest", model="fake") < math.log(100)
     score(client, *(png(100 + value) for value in range(20)))
-    assert metric(client, "ddaebm_drift_log_martingale", model="fake") > math.log(100)
+    highest = metric(client, "ddaebm_drift_log_martingale_highest", model="fake")
+    assert highest == metric(client, "ddaebm_drift_log_martingale", model="fake") > math.log(100)
+    for start in range(0, 300, 30):  # what follows does not end the alarm
+        score(client, *(png(37 * value % 99) for value in range(start, start + 30)))
+    assert metric(client, "ddaebm_drift_log_martingale", model="fake") < highest
+    assert metric(client, "ddaebm_drift_log_martingale_highest", model="fake") == highest
 
 
 def test_samples_are_no_part_of_the_stream(client: TestClient) -> None:
