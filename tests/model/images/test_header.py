@@ -51,8 +51,9 @@ def test_a_truncated_header_states_nothing() -> None:
     assert stated_size(b"words") is None
 
 
-@given(st.sampled_from(list(FILES.values())), st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=6))))
-def test_damage_never_raises(data: bytes, damages: list[tuple[int, bytes]]) -> None:
+@given(st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=6))))
+def test_damage_never_raises(name: str, damages: list[tuple[int, bytes]]) -> None:
+    data = FILES[name]
     for at, patch in damages:
         data = data[:at] + patch + data[at + len(patch) :]
     size = stated_size(data)
