@@ -22,7 +22,7 @@ MAX_SIDE = 16_384  # resizing a very long, thin image is slow despite its few pi
 MAX_SCANS = 100  # per JPEG; a scan needs only a few bytes in the file, but decoding it touches every pixel
 _STRIP = 256  # rows of an image that are copied at a time
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
-# What a complete JPEG may lack at its end, and what its decoder must not need: other bits in the place of lost ones.
+# Two ends for a JPEG that lacks its own. If its pixels depend on which one is used, some of them are missing.
 _END, _OTHER_END = b"\xff\xd9", b"\x55" * 64 + b"\xff\xd9"
 # EXIF orientation -> the transpose that turns the image upright.
 _TRANSPOSE = dict(enumerate((

@@ -88,7 +88,7 @@ def _png_parts(data: bytes) -> Iterator[tuple[int, int, bool]]:
 
 
 def _is_needed(kind: bytes, body: bytes, check: bytes, colour: int) -> bool:
-    """Whether an ancillary chunk of a PNG affects the pixels or the orientation, and is intact."""
+    """Return True if an ancillary chunk of a PNG affects the pixels or the orientation, and is intact."""
     if kind == b"tRNS":
         needed = len(body) in _TRANSPARENCY.get(colour, ())
     elif kind == b"eXIf":
@@ -101,7 +101,7 @@ def _is_needed(kind: bytes, body: bytes, check: bytes, colour: int) -> bool:
 
 
 def _inflates(kind: bytes, body: bytes) -> bool:
-    """Whether the text of a chunk is not compressed, or inflates to `_MAX_BYTES` at most."""
+    """Return True if the text of a chunk is not compressed, or inflates to `_MAX_BYTES` at most."""
     rest = body.partition(b"\0")[2]
     if kind == b"iTXt" and rest[:1] == b"\1":
         packed = rest[2:].split(b"\0", 2)[-1]

@@ -98,7 +98,7 @@ class Decoders:
 
     @property
     def waiting_pixels(self) -> int:
-        """Of all images in the queue."""
+        """The pixels of all images in the queue."""
         with self._changed:
             return sum(job.weight for _, _, job in self._waiting if not job.result.done())
 
