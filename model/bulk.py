@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ddaebm.model.engine import Engine
 from ddaebm.model.errors import ConfigError, DataError, ImageError
-from ddaebm.model.files import write_file, write_stream, write_zip
+from ddaebm.model.files import naming, require_writable, write_file, write_stream, write_zip
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS, Decoded
 from ddaebm.model.images.encode import encode_png, make_grid
@@ -52,6 +52,9 @@ def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_no
     """
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}; create it first")
+    if out.suffix in (".png", ".npy", ".zip") and out.is_dir():
+        raise ConfigError(f"{out} is a folder, but its suffix is that of a file; rename it, or give another --out")
+    require_writable(out)
     if out.suffix == ".png":
         if n > MAX_GRID:
             raise ConfigError(
@@ -61,6 +64,8 @@ def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_no
         write_file(out, encode_png(make_grid(images)))
     elif out.suffix in (".npy", ".zip"):
         _sample_to_file(engine, out, seed, n, tick)
+    elif out.is_file():
+        raise ConfigError(f"{out} is a file; give a folder, or a name ending in .png (a grid), .npy or .zip")
     elif out.suffix == "" or out.is_dir():
         _sample_to_folder(engine, out, seed, n, tick)
     else:
@@ -105,7 +110,7 @@ def _sample_to_file(engine: Engine, out: Path, seed: int, n: int, tick: Tick) ->
     spool_path = out.with_name(f".{out.name}.{engine.digest[:16]}-{seed}.partial")
     size = int(np.prod(engine.contract.shape))
     spool_path.touch()
-    with spool_path.open("r+b") as spool, _alone(spool, out):
+    with naming(spool_path), spool_path.open("r+b") as spool, _alone(spool, out):
         done = min(os.fstat(spool.fileno()).st_size // size, n)
         tick(done, found=True)
         for batch, pixels in _batches(engine, seed, range(done, n), tick):

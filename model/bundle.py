@@ -23,10 +23,11 @@ from ddaebm.model.errors import (
     BundleMissingFileError,
     BundlePathError,
 )
-from ddaebm.model.files import read_arrays, write_folder
+from ddaebm.model.files import PARTIAL, read_arrays, require_writable, write_folder
 from ddaebm.model.images.contract import Contract
-from ddaebm.model.manifest import FORMAT_VERSION, Calibration, Manifest, parse_manifest
+from ddaebm.model.manifest import FORMAT_VERSION, Calibration, Manifest, check_name, parse_manifest
 from ddaebm.model.manifest import MANIFEST as MANIFEST
+from ddaebm.model.ood.checks import check_arrays
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
@@ -109,10 +110,12 @@ def write_bundle(
         calibrated_on: Size and digest of the calibration images. The default is the calibration part of `splits`.
 
     Raises:
+        ConfigError: A bundle cannot have this name.
         BundleError: `path` holds something that is not a bundle, or the result cannot be read back.
     """
+    check_name(name)
     require_replaceable(path)
-    with write_folder(path) as beside:
+    with write_folder(path, last=MANIFEST) as beside:
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
@@ -171,16 +174,27 @@ def copy_bundle(bundle: Bundle, path: Path) -> Bundle:
     if path.exists() and path.samefile(bundle.path):
         return load_bundle(path)
     require_replaceable(path)
-    with write_folder(path) as beside:
+    with write_folder(path, last=MANIFEST) as beside:
         for name, expected in {**bundle.files, MANIFEST: bundle.digest}.items():
             (beside / name).write_bytes(_read(bundle.path, name, expected))
     return load_bundle(path)
 
 
 def require_replaceable(path: Path) -> None:
-    """Raise BundleError if `path` holds something that is not a bundle and must not be overwritten."""
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} exists and is not a bundle; give another --out")
+    """Check that a bundle can be written to `path`, before the work that it is for.
+
+    Raises:
+        BundleError: `path` holds something that is not a bundle and must not be overwritten.
+        OSError: `path` may not be written.
+    """
+    require_writable(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise BundleError(f"{path} is a file; a bundle is a folder; give another --out")
+    names = {item.name for item in path.iterdir()} - {"lost+found"}  # which is in the root of a disk
+    if names and not names & {MANIFEST, PARTIAL}:  # or what an interrupted call has left
+        raise BundleError(f"{path} is not empty and not a bundle; give another --out")
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -204,14 +218,16 @@ def load_bundle(path: Path) -> Bundle:
         _read(path, name, expected)
     if missing := [name for name in _REQUIRED if name not in files]:
         raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
-    for name, sha256 in manifest.calibration.of.items():
-        if files.get(name) != sha256:
+    for name in _CALIBRATED:
+        if manifest.calibration.of.get(name) != files[name]:
             raise BundleHashError(f"{path}: calibration.npz belongs to another {name}; export the bundle again")
     try:
         arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
         pixels = Pixels(**_fields(Pixels, arrays))
         scorer = Scorer(**_fields(Scorer, arrays))
         explainer = Explainer(arrays["log_energies"], pixels)
+        height, width, _ = manifest.preprocessing.shape
+        check_arrays(scorer, explainer, manifest.model.num_steps, height, width, manifest.calibration.size)
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path}: calibration.npz cannot be used ({error}); export the bundle again") from error
     return Bundle(
@@ -230,12 +246,14 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def find_bundle(name_or_path: str) -> Path:
-    """Find a shipped bundle by name, or a bundle folder by path.
+    """Find a shipped bundle by name, or a bundle folder by path. `./NAME` is always a path.
 
     Raises:
         BundleMissingFileError: There is no such bundle. The message lists the shipped ones.
     """
-    for candidate in (SHIPPED / name_or_path, Path(name_or_path)):
+    path = Path(name_or_path)
+    is_name = name_or_path == path.name  # without a slash
+    for candidate in (SHIPPED / name_or_path, path) if is_name else (path,):
         if (candidate / MANIFEST).is_file():
             return candidate
     shipped = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir())) if SHIPPED.is_dir() else "none"

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from ddaebm.model.errors import ConfigError
 
+_MOST = 4096  # of blocks, steps or channels; far more than anyone needs, and not enough to fill the memory
 RETIRED: dict[str, Any] = {"energy_sees_next": False}  # removed field of ModelConfig -> the default it had
 
 
@@ -51,8 +52,8 @@ class ModelConfig:
             raise ConfigError(f"data_shape must be (D,) or (C, H, W), not {self.data_shape}")
         for name in ("num_steps", "latent_dim", "patch_size", "blocks_per_level", "middle_blocks", "norm_groups",
                      "mapping_depth"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ConfigError(f"{name} must lie between 1 and {_MOST}, not {getattr(self, name)}")
         if not 0 < self.beta_min <= self.beta_max or not math.isfinite(self.beta_max):
             raise ConfigError(f"need 0 < beta_min <= beta_max, not {self.beta_min} and {self.beta_max}")
         if not 0 < self.time_eps < 1:
@@ -66,8 +67,8 @@ class ModelConfig:
             raise ConfigError(f"embed_dim must be even and at least 4, not {self.embed_dim}")
         if any(type(value) is not int for value in (*self.data_shape, *self.widths)):
             raise ConfigError(f"data_shape and widths must hold integers, not {self.data_shape} and {self.widths}")
-        if not self.widths or min(self.widths) < 1:
-            raise ConfigError(f"widths must hold at least one width, all positive, not {self.widths}")
+        if not self.widths or min(self.widths) < 1 or max(self.widths) > _MOST:
+            raise ConfigError(f"widths must hold at least one width, each between 1 and {_MOST}, not {self.widths}")
         if self.resample not in ("strided", "fir"):
             raise ConfigError(f"resample must be strided or fir, not {self.resample!r}")
         if self.energy_denoises and not self.is_image:

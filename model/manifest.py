@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from ddaebm.model.config import RETIRED, ModelConfig, drop_retired
-from ddaebm.model.errors import BundleError, BundleVersionError
+from ddaebm.model.errors import BundleError, BundleVersionError, ConfigError
 from ddaebm.model.images.contract import Contract
 
 S = TypeVar("S", bound=BaseModel)
@@ -36,6 +37,27 @@ def _only_fields_of(kind: type[Any]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def check_name(name: str) -> str:
+    """Return `name` if a bundle can have it: it becomes a part of URLs, metrics and log lines.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        return _check_name(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"a bundle cannot be named {name[:120]!r}: use letters, digits, '.', '_' and '-', at most 100,"
+            " the first a letter or digit"
+        )
+    return name
+
+
 class _Section(BaseModel):
     """Values must have the declared JSON types. Unknown keys are ignored."""
 
@@ -55,7 +77,7 @@ class Manifest(_Section):
     """The contents of `bundle.json`, in the order in which they are written."""
 
     format_version: int
-    name: str
+    name: Annotated[str, AfterValidator(_check_name)]
     model: Annotated[ModelConfig, _only_fields_of(ModelConfig)]
     preprocessing: Annotated[Contract, _only_fields_of(Contract)]
     training: dict[str, Any]  # recipe, steps and other settings, for people

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.bundle import Bundle, rewrite_bundle
+from ddaebm.model.bundle import Bundle, require_replaceable, rewrite_bundle
 from ddaebm.model.errors import BundleError, DataError
 from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.manifest import check_name
 from ddaebm.model.ood.calibration import level_rows
 from ddaebm.model.ood.explain import fit_explainer
 from ddaebm.model.ood.scoring import calibrate_scorer
@@ -33,11 +34,15 @@ def calibrate(
         The new bundle, and the share of `images` that the old calibration flags at `alpha`.
 
     Raises:
+        ConfigError: A bundle cannot have this name.
         DataError: There are too few images, or some were used for training.
         BundleError: `out` holds something that is not a bundle, or is the folder of `bundle`.
     """
     if out.resolve() == bundle.path.resolve():
         raise BundleError(f"{out} is the bundle to calibrate and would be overwritten; give another --out")
+    if name is not None:
+        check_name(name)
+    require_replaceable(out)
     needed = math.ceil(1 / alpha - 1 - 1e-9)
     if len(images) < needed:
         raise DataError(

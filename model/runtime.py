@@ -20,7 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ddaebm.model.bundle import WEIGHTS, Bundle
+from ddaebm.model.bundle import MANIFEST, WEIGHTS, Bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.images.arrays import from_unit
@@ -177,6 +177,7 @@ class OnnxEngine:
         self._threads, self._cache = threads, cache
         self.sampler = self._start("sampler.onnx")
         self.energy = self._start("energy.onnx")
+        self._require_shapes()
 
     @functools.cached_property
     def generator(self) -> Session:
@@ -197,6 +198,23 @@ class OnnxEngine:
         if session.get_providers()[0] != wanted:  # ONNX Runtime reports no error if a library is missing
             raise ConfigError(f"{wanted} failed to start: a library or the driver is missing; {advice}")
         return session
+
+    def _require_shapes(self) -> None:
+        """Raise BundleError if the graphs take or give other arrays than the manifest and the score say."""
+        config = self.bundle.config
+        image, levels = config.data_shape, config.num_steps
+        features = len(self.scorer.whitening) // levels - 1  # the score has T energies and T·F features
+        wanted = {"x_T": image, "z": (levels, config.latent_dim), "noise": (levels - 1, *image),
+                  "images": self.contract.shape, "energies": (levels,), "energy_map": (levels, *image[1:]),
+                  "features": (levels, features)}  # fmt: skip
+        graphs = (self.sampler, self.energy)
+        ends = [end for graph in graphs for end in (*graph.get_inputs(), *graph.get_outputs())]
+        found = [(end.name, tuple(end.shape[1:])) for end in ends]
+        if wrong := [f"{name} {shape}" for name, shape in found if wanted.get(name) != shape]:
+            raise BundleError(
+                f"{self.bundle.path}: its graphs have {', '.join(wrong)}, unlike {MANIFEST} or calibration.npz;"
+                " export the bundle again"
+            )
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Sample one image for each seed: int64 (B,) -> uint8 (B, H, W, C). Each image depends only on its seed."""

@@ -8,14 +8,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import TextIO
 
 import numpy as np
 
 from ddaebm.model.bulk import Scored
 from ddaebm.model.errors import DataError
+from ddaebm.model.files import naming
 from ddaebm.model.ood.conformal import fdr_threshold
+from ddaebm.model.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ def select(rows: Iterable[Judged], fdr: float) -> Iterator[Judged]:
     """
     counts: Counter[float] = Counter()  # few distinct values: p-values are multiples of 1/(n + 1)
     ended = None
-    with TemporaryFile("w+", encoding="utf-8") as spool:
+    with naming(Path(gettempdir())), TemporaryFile("w+", encoding="utf-8") as spool:
         try:
             for row in rows:
                 spool.write(json.dumps(asdict(row)) + "\n")
@@ -95,10 +98,10 @@ def write_table(rows: Iterable[Judged], out: TextIO) -> None:
     for row in rows:
         image = row.image
         if image.error is not None:
-            out.write(f"error                          {image.name}: {image.error}\n")
+            out.write(f"error                          {printable(f'{image.name}: {image.error}')}\n")
         else:
             verdict = "ood" if row.verdict else "in"
-            out.write(f"{verdict:<7} {image.p_value:9.5f} {image.ood_score:11.2f}  {image.name}\n")
+            out.write(f"{verdict:<7} {image.p_value:9.5f} {image.ood_score:11.2f}  {printable(image.name)}\n")
 
 
 def write_json(rows: Iterable[Judged], out: TextIO) -> None:

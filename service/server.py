@@ -4,7 +4,6 @@ import asyncio
 import logging
 import resource
 import signal
-import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -38,16 +37,16 @@ class Server(uvicorn.Server):
             yield
             return
         previous = {sig: signal.signal(sig, self.on_signal) for sig in (signal.SIGTERM, signal.SIGINT)}
+        # Not by the loop's own handlers: when the loop closes, it would give SIGHUP back its effect, which is to kill.
+        loop = asyncio.get_running_loop()
+        previous[signal.SIGHUP] = signal.signal(
+            signal.SIGHUP, lambda sig, frame: loop.call_soon_threadsafe(self.on_hangup)
+        )
         try:
             yield
         finally:
             for sig, handler in previous.items():
                 signal.signal(sig, handler)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn calls this ten times a second. Returning True ends the server."""

@@ -1,10 +1,18 @@
 """Settings. Precedence: command-line flag, environment variable (`DDAEBM_…`), `.env`, default."""
 
+import logging
 import re
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+logger = logging.getLogger("ddaebm")
+
+
+def is_service_link(value: str) -> bool:
+    """Whether an environment variable holds the address of a Kubernetes Service, such as tcp://10.0.0.1:8000."""
+    return re.match(r"(tcp|udp|sctp)://", value) is not None
 
 
 class Settings(BaseSettings):
@@ -76,6 +84,17 @@ class Settings(BaseSettings):
             if "" in names:
                 raise ValueError("one of the values is empty; separate values by single commas")
         return names
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_a_service_link(cls, value: object) -> object:
+        """Ignore the address that Kubernetes puts into DDAEBM_PORT beside a Service named ddaebm."""
+        if isinstance(value, str) and is_service_link(value):
+            logger.warning(
+                "DDAEBM_PORT=%s is ignored: it is the address of a Kubernetes Service named ddaebm;"
+                " set enableServiceLinks: false for the pod", value)  # fmt: skip
+            return cls.model_fields["port"].default
+        return value
 
     @field_validator("max_bodies_bytes")
     @classmethod

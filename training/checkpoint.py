@@ -2,10 +2,12 @@
 
 Layout of a run folder:
     config.json                  the `TrainConfig`
+    run_images.npz               which images are trained on and held out; see `training.record`
     checkpoints/step-0000500/    always complete: it is written under another name, synced and renamed
     metrics.jsonl, samples/, tensorboard/
 """
 
+import io
 import json
 import re
 import shutil
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import CheckpointError
@@ -51,8 +54,10 @@ def save(run: Path, state: "TrainState", config: TrainConfig) -> Path:
     with write_folder(folder) as beside:
         for name, module in _modules(state).items():
             weights = {key: value.contiguous() for key, value in module.state_dict().items()}
-            save_file(weights, beside / f"{name}.safetensors")
-        torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, beside / "optimizers.pt")
+            (beside / f"{name}.safetensors").write_bytes(safetensors_bytes(weights))
+        moments = io.BytesIO()  # written by Python, whose error names the folder when the disk is full
+        torch.save({name: o.state_dict() for name, o in _optimizers(state).items()}, moments)
+        (beside / "optimizers.pt").write_bytes(moments.getbuffer())
         (beside / "state.json").write_text(json.dumps({"step": state.step, "network": config.network.to_dict()}))
     for old in list_checkpoints(run)[:-KEEP]:
         shutil.rmtree(old)

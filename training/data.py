@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from ddaebm.model.errors import DataError
 from ddaebm.model.images.arrays import to_unit
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS
-from ddaebm.model.images.readers import read_images
+from ddaebm.model.images.readers import read_named
 from ddaebm.model.noise import permutation, random_word
 from ddaebm.training.config import TrainConfig
 
+PARTS = ("train", "reference", "choice", "calibration")
 SPLIT_SEED = 20_240_302  # never change it: that would move images between training and calibration
 
 
@@ -45,9 +47,13 @@ class Splits:
         """All samples that the networks are not trained on."""
         return np.concatenate([self.reference, self.choice, self.calibration])
 
+    def take(self, data: NDArray[Any]) -> Self:
+        """The parts of `data` (N, ...), where these parts are indices (N,)."""
+        return type(self)(*(data[getattr(self, part)] for part in PARTS))
+
     def digests(self) -> dict[str, dict[str, Any]]:
         """Size of each part and the sha256 of its bytes, by name."""
-        parts = {name: getattr(self, name) for name in ("train", "reference", "choice", "calibration")}
+        parts = {name: getattr(self, name) for name in PARTS}
         return {
             name: {"count": len(part), "sha256": hashlib.sha256(part.tobytes()).hexdigest()}
             for name, part in parts.items()
@@ -86,6 +92,14 @@ def describe(config: TrainConfig, parts: Splits) -> str:
 def load_data(source: str, config: ModelConfig, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Make or read the data set `source`: uint8 images (N, H, W, C), or float32 points (N, D).
 
+    Args and Raises: As `load_named`.
+    """
+    return load_named(source, config, max_pixels)[0]
+
+
+def load_named(source: str, config: ModelConfig, max_pixels: int = MAX_PIXELS) -> tuple[NDArray[Any], list[str]]:
+    """Make or read the data set `source`, and name its N samples. A name is relative to `source`.
+
     Args:
         max_pixels: Most pixels of one image.
 
@@ -98,10 +112,11 @@ def load_data(source: str, config: ModelConfig, max_pixels: int = MAX_PIXELS) ->
         data = MADE[source](config)
         if data.shape[1:] != _array_shape(config):
             raise DataError(f"{source}: samples have shape {data.shape[1:]}, the networks take {_array_shape(config)}")
-        return data
+        return data, [f"[{i}]" for i in range(len(data))]
     if not config.is_image:
         raise DataError(f"{source}: points must come from a synthetic data set: {', '.join(MADE)}")
-    return read_images(source, contract(config), max_pixels)
+    images, names = read_named(source, contract(config), max_pixels)
+    return images, [name.removeprefix(str(Path(source))).lstrip("/:") for name in names]
 
 
 def contract(config: ModelConfig) -> Contract:

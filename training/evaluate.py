@@ -1,5 +1,6 @@
 """Evaluate the OOD score: false-alarm rates on test images, and detection of other data sets."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,10 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from ddaebm.model.bundle import Bundle
+from ddaebm.model.errors import DataError
+from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.images.decode import MAX_PIXELS
+from ddaebm.model.images.readers import read_images
 from ddaebm.model.ood.calibration import LevelsOf, level_rows
 from ddaebm.model.ood.conformal import false_alarm_interval
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
+from ddaebm.training.data import Splits, split
+
+logger = logging.getLogger("ddaebm.training")
 
 ALPHAS = (0.01, 0.05, 0.1)
 
@@ -22,6 +31,30 @@ def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
     """
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     return float(roc_auc_score(labels, np.concatenate([inside, outside])))
+
+
+def known_parts(bundle: Bundle, train: str, max_pixels: int = MAX_PIXELS) -> Splits:
+    """Read the training data of `bundle` at the PATH `train`, and split it as for training.
+
+    Raises:
+        DataError: The data cannot be read, or its held-out part has images that the bundle was trained on.
+    """
+    parts = split(read_images(train, bundle.contract, max_pixels))
+    if parts.digests() != bundle.splits:
+        known = np.count_nonzero(np.isin(fingerprints(parts.held_out), bundle.fingerprints()))
+        if known:
+            raise DataError(
+                f"{train}: not the images that {bundle.name} was trained on, in their order: {known} of"
+                f" {len(parts.held_out)} that would count as unseen were trained on; give the same images as then"
+            )
+    return parts
+
+
+def warn_of_trained(path: str, images: NDArray[np.uint8], trained_on: NDArray[np.uint64]) -> None:
+    """Log a warning if some test images are among the training images, whose fingerprints are `trained_on`."""
+    if known := np.count_nonzero(np.isin(fingerprints(images), trained_on)):
+        logger.warning("%s: %d of %d test images were trained on, so fewer give a false alarm than new images would",
+                       path, known, len(images))  # fmt: skip
 
 
 def ood_report(

@@ -19,6 +19,7 @@ from ddaebm.model.files import encode_npy
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.images.readers import read_images
+from ddaebm.model.manifest import check_name
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.calibration import fit
 from ddaebm.model.runtime import level_statistics, make_session, run_sampler
@@ -26,10 +27,11 @@ from ddaebm.training import checkpoint
 from ddaebm.training.card import model_card
 from ddaebm.training.classifier import read_classifier
 from ddaebm.training.config import TrainConfig
-from ddaebm.training.data import MADE, contract, load_data, split
-from ddaebm.training.evaluate import ood_report
+from ddaebm.training.data import MADE, contract
+from ddaebm.training.evaluate import ood_report, warn_of_trained
 from ddaebm.training.quality import quality_report
 from ddaebm.training.recipes import IMAGES, make_config
+from ddaebm.training.record import recorded_parts
 from ddaebm.training.start import seen_before
 from ddaebm.training.step import TrainState, make_state
 from ddaebm.training.to_onnx import make_graphs, parity, require_parity, to_onnx
@@ -60,6 +62,7 @@ def export(
     test: str | None = None,
     ood: Mapping[str, str] | None = None,
     classifier: str | None = None,
+    keep_parts: bool = False,
 ) -> tuple[Bundle, dict[str, float]]:
     """Export the newest checkpoint of `run` as a calibrated bundle in folder `out`.
 
@@ -69,22 +72,26 @@ def export(
         test: PATH of in-distribution test images. If given, the model card contains an evaluation.
         ood: PATHs of OOD images by name, for the evaluation.
         classifier: Path or name of a classifier. With `test`, the evaluation includes the quality of samples.
+        keep_parts: If images were added to the data since the run began, leave them out in place of raising an error.
 
     Returns:
         The bundle, and the parity error of each graph.
 
     Raises:
+        ConfigError: A bundle cannot have this name.
         ParityError: The outputs of a graph differ from those of its network. Nothing is written.
         CheckpointError: The run has no readable checkpoint, or is a model of points.
-        DataError: Images or the classifier cannot be read.
+        DataError: Images or the classifier cannot be read, or the data is not that of the run.
         BundleError: `out` holds something that is not a bundle.
     """
+    if name is not None:
+        check_name(name)
     require_replaceable(out)
     config, state = load_run(run)
     network = config.network
     if not network.is_image:
         raise CheckpointError(f"{run}: a model of points cannot be exported; give the run of a model of images")
-    splits = split(load_data(data or config.data, network, config.max_pixels))
+    splits = recorded_parts(run, config, data, keep_parts)
     files, errors = make_files(config, state)
     levels_of = partial(level_statistics, make_session("energy.onnx", files))
     pixels, scorer, explainer = fit(levels_of, splits.reference, splits.calibration)
@@ -97,6 +104,7 @@ def export(
     if test:
         form = contract(network)
         images = read_images(test, form, config.max_pixels)
+        warn_of_trained(test, images, seen)
         others = {label: read_images(path, form, config.max_pixels) for label, path in (ood or {}).items()}
         report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
         if classifier:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS
-from ddaebm.model.images.readers import entries, find_idx, read_images
+from ddaebm.model.images.folders import find_idx
+from ddaebm.model.images.readers import read_named
 
 
 class Labelled(NamedTuple):
@@ -30,24 +31,24 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS) -> Labelled:
-    """Read all images of `path` with `model.images.readers.read_images`, and their classes.
+    """Read all images of `path` with `model.images.readers.read_named`, and their classes.
 
     Raises:
         DataError: As `read_images`; an IDX file has no labels file; or the images are in fewer than two folders.
     """
-    images = read_images(path, contract, max_pixels)
+    images, names = read_named(path, contract, max_pixels)
     idx = None if str(path).startswith("hf:") else find_idx(Path(path))
     if idx is not None:
         return _with_idx_labels(idx, images)
-    names = [Path(entry.name.rpartition(":")[2]).parent.name for entry in entries(path, contract.channels)]
-    classes = tuple(sorted(set(names)))
+    folders = [Path(name.rpartition(":")[2]).parent.name for name in names]
+    classes = tuple(sorted(set(folders)))
     if len(classes) < 2:
         raise DataError(
             f"{path}: no classes found; put the images of each class in a folder of its own (CLASS/FILE.png),"
             " or give an IDX file with a labels file beside it"
         )
     place = {name: i for i, name in enumerate(classes)}
-    return Labelled(images, np.array([place[name] for name in names]), classes)
+    return Labelled(images, np.array([place[name] for name in folders]), classes)
 
 
 def _with_idx_labels(idx: Path, images: NDArray[np.uint8]) -> Labelled:

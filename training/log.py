@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ddaebm.model.files import write_file
+from ddaebm.model.files import naming, write_file
 
 
 class RunLog:
@@ -57,16 +57,18 @@ class RunLog:
     ) -> None:
         if self.enabled:
             self.progress.stop()
-            self.tensorboard.close()
-            self.file.close()
+            with naming(self.run):
+                self.file.close()
+                self.tensorboard.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Log the metrics of `step` and update the progress bar; without a terminal, print a line to stderr."""
         if not self.enabled:
             return
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with naming(self.run):
+            self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+            for name, value in metrics.items():
+                self.tensorboard.add_scalar(name, value, step)
         seconds = metrics["seconds_per_step"]
         gap = metrics["energy_gen"] - metrics["energy_real"]
         if self.interactive:

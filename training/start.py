@@ -20,10 +20,8 @@ ENCODER_STEPS = 500
 TRAINED_ON = "trained_on.npy"  # in the run folder: fingerprints of the images that the bundle was trained on
 
 
-def begin(run: Path, bundle: Bundle, config: TrainConfig, parts: Splits) -> None:
-    """Write the checkpoint of step 0 of `run`, with the bundle's generator and energy network.
-
-    The bundle holds averaged weights. They become both the current weights and the averages.
+def require_fit(bundle: Bundle, config: TrainConfig, parts: Splits) -> None:
+    """Check that a run of `config` on `parts` can begin with the weights of `bundle`.
 
     Raises:
         ConfigError: The bundle's networks are not those of `config`.
@@ -44,6 +42,16 @@ def begin(run: Path, bundle: Bundle, config: TrainConfig, parts: Splits) -> None
             f"--start {bundle.name}: it was trained on {known.sum()} of the {len(known)} images that are held out here"
             " for p-values, which would not be valid; remove the images that it was trained on from --data"
         )
+
+
+def begin(run: Path, bundle: Bundle, config: TrainConfig) -> None:
+    """Write the checkpoint of step 0 of `run`, with the bundle's generator and energy network.
+
+    The bundle holds averaged weights. They become both the current weights and the averages.
+
+    Raises:
+        BundleError: A file of the bundle cannot be read.
+    """
     state = make_state(config)
     for file, nets in (
         (GENERATOR, (state.networks.generator, state.generator_ema)),

@@ -4,7 +4,7 @@ A command imports the service, the training code or a model only when it runs, s
 needs no torch.
 """
 
-import os
+import re
 import sys
 
 import typer
@@ -15,7 +15,9 @@ from ddaebm.cli.gates import calibrate
 from ddaebm.cli.lifecycle import classifier, evaluate, export, train
 from ddaebm.cli.offline import sample, score
 from ddaebm.cli.serving import key, serve
+from ddaebm.cli.streams import drop_output, failed_output, open_streams
 from ddaebm.model.errors import DdaebmError
+from ddaebm.model.text import printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Adversarial energy-based diffusion: train, export and serve models that make images and score them."
@@ -26,11 +28,16 @@ for command in (serve, key, train, export, classifier, evaluate, calibrate, repr
 
 def main() -> None:
     """Entry point: a known error is one line on stderr and exit code 1."""
+    open_streams()
     Image.MAX_IMAGE_PIXELS = None  # of this process: --max-pixels is the limit
     try:
-        app(prog_name="ddaebm")
+        _require_arguments(sys.argv[1:])
+        try:
+            app(prog_name="ddaebm")
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has closed it: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:  # torch, where only serving is installed
         if not error.name or error.name.partition(".")[0] == "ddaebm":
@@ -39,5 +46,18 @@ def main() -> None:
         print(f"ddaebm: this needs {error.name}, which is not installed here; {install} has all of it", file=sys.stderr)
         raise SystemExit(1) from None
     except (DdaebmError, OSError) as error:
-        print(f"ddaebm: {error}", file=sys.stderr)
+        if failed_output(error):
+            drop_output()
+        print(f"ddaebm: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _require_arguments(arguments: list[str]) -> None:
+    """Exit with code 2 if an argument is empty, as that of a shell variable without a value.
+
+    As a path it would be the working directory.
+    """
+    if empty := [text for text in arguments if not text or re.fullmatch(r"--[a-z-]+=", text)]:
+        after = f" after {empty[0]}" if empty[0] else ""
+        print(f"ddaebm: an argument is empty{after}; is a shell variable not set?", file=sys.stderr)
+        raise SystemExit(2)

@@ -17,13 +17,17 @@ def calibrate(
     max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Calibrate a bundle's p-values on your own images, without training. Its energies and scores stay the same."""
-    from ddaebm.model.bundle import find_bundle, load_bundle
+    from ddaebm.model.bundle import find_bundle, load_bundle, require_replaceable
     from ddaebm.model.images.readers import read_images
+    from ddaebm.model.manifest import check_name
     from ddaebm.model.ood.conformal import false_alarm_interval
     from ddaebm.model.recalibration import calibrate as make
 
     if not 1e-9 <= alpha < 1:
         raise typer.BadParameter("--alpha must lie between 0 and 1")
+    require_replaceable(out)  # this and the name before the images are read
+    if name is not None:
+        check_name(name)
     old = load_bundle(find_bundle(bundle))
     images = read_images(data, old.contract, max_pixels)
     new, before = make(old, images, out, alpha, name)

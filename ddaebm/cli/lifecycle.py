@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ddaebm.cli.options import BUNDLE, CLASSIFIER, MAX_PIXELS, PATH, assignment, parse_size
+from ddaebm.cli.options import BUNDLE, CLASSIFIER, KEEP_PARTS, MAX_PIXELS, PATH, assignment, parse_size
 
 
 def train(
@@ -26,6 +26,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     start: Annotated[str | None, typer.Option(help=f"begin with the weights of a bundle: {BUNDLE}")] = None,
     resume: Annotated[bool, typer.Option(help="go on from the newest checkpoint in --out")] = False,
+    keep_parts: Annotated[bool, typer.Option("--keep-parts", help=KEEP_PARTS)] = False,
     max_pixels: Annotated[int | None, typer.Option(min=1, help=f"{MAX_PIXELS}; 100,000,000 by default")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     assignments: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE of any setting")] = None,
@@ -39,7 +40,7 @@ def train(
     named = {"data": data, "steps": steps, "seed": seed, "max_pixels": max_pixels}
     overrides |= {name: str(value) for name, value in named.items() if value is not None}
     try:
-        prepared = prepare_run(recipe, out, overrides, parse_size(size), channels, start, resume)
+        prepared = prepare_run(recipe, out, overrides, parse_size(size), channels, start, resume, keep_parts)
     except UsageError as error:
         raise typer.BadParameter(str(error)) from error
     for message in prepared.messages:
@@ -59,11 +60,12 @@ def export(
     test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
     classifier: Annotated[str | None, typer.Option(help=f"{CLASSIFIER}; for the model card")] = None,
+    keep_parts: Annotated[bool, typer.Option("--keep-parts", help=KEEP_PARTS)] = False,
 ) -> None:
     """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
     from ddaebm.training.export import export as make
 
-    bundle, errors = make(run, out, name, data, test, dict(map(assignment, ood or [])), classifier)
+    bundle, errors = make(run, out, name, data, test, dict(map(assignment, ood or [])), classifier, keep_parts)
     for file, error in errors.items():
         print(f"{file}: relative error {error:.1e} against torch")
     print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
@@ -77,6 +79,7 @@ def classifier(
     max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Train the small classifier that `evaluate` and `export` measure samples by."""
+    from ddaebm.model.files import require_writable
     from ddaebm.model.images.readers import find_contract
     from ddaebm.training.classifier import train_classifier, write_classifier
     from ddaebm.training.labels import read_labelled
@@ -84,6 +87,7 @@ def classifier(
     def report(epoch: int, loss: float) -> None:
         print(f"epoch {epoch}/{epochs}  loss {loss:.4f}", file=sys.stderr)
 
+    require_writable(out)
     labelled = read_labelled(data, find_contract(data, max_pixels=max_pixels), max_pixels)
     trained, accuracy = train_classifier(labelled, epochs, seed, report)
     sha256 = write_classifier(out, trained)
@@ -104,8 +108,7 @@ def evaluate(
     from ddaebm.model.images.readers import read_images
     from ddaebm.model.runtime import OnnxEngine
     from ddaebm.training.classifier import read_classifier
-    from ddaebm.training.data import split
-    from ddaebm.training.evaluate import ood_report
+    from ddaebm.training.evaluate import known_parts, ood_report, warn_of_trained
     from ddaebm.training.export import open_model
     from ddaebm.training.quality import quality_report
 
@@ -114,12 +117,13 @@ def evaluate(
     with open_model(source) as loaded:
         others = {label: read_images(path, loaded.contract, max_pixels) for label, path in map(assignment, ood or [])}
         test = read_images(data, loaded.contract, max_pixels)
+        warn_of_trained(data, test, loaded.fingerprints())
         runtime = OnnxEngine(loaded)
         report = ood_report(
             runtime.level_statistics, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others
         )
         if classifier and train:
-            unseen = split(read_images(train, loaded.contract, max_pixels)).held_out
+            unseen = known_parts(loaded, train, max_pixels).held_out
             report["samples"] = quality_report(
                 runtime.sample, *read_classifier(classifier), test, unseen, samples, seed
             )

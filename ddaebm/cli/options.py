@@ -7,6 +7,7 @@ import typer
 BUNDLE = "shipped bundle by name, or a bundle folder"
 CLASSIFIER = "shipped classifier by name, or a file of `classifier`, to measure samples by"
 MAX_PIXELS = "most pixels of one image; JPEGs over 16 megapixels are decoded at reduced size"
+KEEP_PARTS = "if images were added to the data since the run began, leave them out"
 PATH = "folder, .zip, .tar[.gz|.zst], .npy, .npz or IDX file of images, or hf:NAME[:split]"
 
 

@@ -1,6 +1,7 @@
 """`serve` and `key`: the HTTP service."""
 
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -20,15 +21,21 @@ def serve(
     """Serve bundles over HTTP; SIGHUP reloads them. Every setting is also an environment variable: DDAEBM_PORT, …"""
     from pydantic import ValidationError
 
-    from ddaebm.service.settings import Settings
+    from ddaebm.service.settings import Settings, is_service_link
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server is ready for it; it would end this process
     flags: dict[str, Any] = {"bundle": bundle or None, "host": host, "port": port}
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         raise typer.BadParameter(f"DDAEBM_{str(first['loc'][0]).upper()}: {first['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f".env is not UTF-8 text ({error}); save it as UTF-8, or start elsewhere") from error
+    linked = is_service_link(os.environ.get("DDAEBM_PORT", ""))  # then Kubernetes has set others, too
     for name in sorted(os.environ):
+        if linked and name.startswith(("DDAEBM_PORT_", "DDAEBM_SERVICE_")):
+            continue
         if name.startswith("DDAEBM_") and name.removeprefix("DDAEBM_").lower() not in Settings.model_fields:
             print(f"ddaebm: {name} is not a setting; see --print-settings", file=sys.stderr)
     if print_settings:

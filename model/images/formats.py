@@ -1,4 +1,4 @@
-"""Readers for each input format. Each yields entries one by one, in constant memory.
+"""Entries, and readers of image files, arrays and data sets. Each yields entries one by one, in constant memory.
 
 An image that cannot be read becomes an entry with an error. A file that cannot be read at all raises `DataError` or one
 of `BROKEN`, to which `model.images.readers.entries` adds the file's name.
@@ -6,8 +6,9 @@ of `BROKEN`, to which `model.images.readers.entries` adds the file's name.
 
 import gzip
 import io
+import lzma
 import math
-import os
+import stat
 import struct
 import tarfile
 import zipfile
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
 
 PixelArray: TypeAlias = NDArray[np.uint8]  # (H, W, C); C is 1 or 3
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MAX_FILE_BYTES = 256 * 2**20  # per image file; a member of an archive can be arbitrarily large
 # Exceptions that the libraries raise for damaged files. zipfile raises NotImplementedError for an unsupported
 # compression, and RuntimeError for an encrypted member.
-BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, zstandard.ZstdError,
+BROKEN = (OSError, EOFError, ValueError, struct.error, zlib.error, lzma.LZMAError, zstandard.ZstdError,
            tarfile.TarError, zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
 
 _MAX_NPY_HEADER = 10_000  # bytes; NumPy's own limit
@@ -48,74 +49,41 @@ class Entry(NamedTuple):
     content: "bytes | PixelArray | Image | ImageError"  # an image file, pixels, a PIL image, or why it is unreadable
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden, such as macOS' `._` files in archives."""
+    return Path(name).name.startswith(".")
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether the suffix is that of an image."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def is_image_name(name: str) -> bool:
-    """Whether the suffix is that of an image. Hidden files, also macOS' `._` files in archives, are no images."""
-    path = Path(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    """Whether a file of a folder or archive is read as an image."""
+    return has_image_suffix(name) and not is_hidden(name)
 
 
-def folder_entries(folder: Path) -> Iterator[Entry]:
-    """The image files in a folder and its subfolders, sorted by name; the files of a folder precede its subfolders."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(filter(is_image_name, files)):
-            yield file_entry(Path(parent, name))
+def unreadable(error: OSError, what: str) -> ImageFormatError:
+    """The error of an entry for a file or folder that the system does not let us read."""
+    return ImageFormatError(f"cannot be read ({error.strerror or error}); check the {what} and its permissions")
 
 
 def file_entry(file: Path) -> Entry:
-    """Read one image file."""
+    """Read one image file. A pipe or device becomes an entry with an error; reading it might never end."""
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            return Entry(str(file), ImageFormatError("is not a regular file; remove it, or give images"))
         with file.open("rb") as handle:
-            return Entry(str(file), _read_whole(handle))
+            return Entry(str(file), read_whole(handle))
     except ImageError as error:
         return Entry(str(file), error)
     except OSError as error:
-        return Entry(
-            str(file),
-            ImageFormatError(f"cannot be read ({error.strerror or error}); check the file and its permissions"),
-        )
+        return Entry(str(file), unreadable(error, "file"))
 
 
-def zip_entries(file: Path) -> Iterator[Entry]:
-    """The image files of a .zip, in its order. A damaged or encrypted member becomes an entry with an error."""
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.is_dir() or not is_image_name(member.filename):
-                continue
-            try:
-                with archive.open(member) as handle:
-                    content: bytes | ImageError = _read_whole(handle)
-            except ImageError as error:
-                content = error
-            except BROKEN as error:
-                content = ImageFormatError(f"cannot be unpacked ({error})")
-            yield Entry(f"{file}:{member.filename}", content)
-
-
-def tar_entries(file: Path) -> Iterator[Entry]:
-    """The image files of a .tar, in its order; it may be compressed with gzip, bzip2, xz or zstd."""
-    with file.open("rb") as raw, _unzstd(raw, file.name) as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
-        while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # otherwise it keeps every header in memory
-            if not member.isfile() or not is_image_name(member.name):
-                continue
-            handle = archive.extractfile(member)
-            assert handle is not None  # because member.isfile()
-            try:
-                content: bytes | ImageError = _read_whole(handle)
-            except ImageError as error:
-                content = error
-            yield Entry(f"{file}:{member.name}", content)
-
-
-def _unzstd(raw: IO[bytes], name: str) -> IO[bytes]:
-    if not name.lower().endswith((".zst", ".tzst")):
-        return raw
-    reader: IO[bytes] = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
-    return reader
-
-
-def _read_whole(handle: IO[bytes]) -> bytes:
+def read_whole(handle: IO[bytes]) -> bytes:
+    """Read an image file. Raises ImageTooLargeError if it is over `MAX_FILE_BYTES`."""
     data = handle.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ImageTooLargeError(f"the file is over {MAX_FILE_BYTES >> 20} MiB; use a smaller one")

@@ -16,29 +16,31 @@ from PIL import Image
 
 from ddaebm.model.errors import DataError, ImageError, ImageTooLargeError
 from ddaebm.model.images import formats
+from ddaebm.model.images.archives import tar_entries, zip_entries
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS, Decoded, check_size, convert, from_pixels, open_image, upright_size
+from ddaebm.model.images.folders import Skipped, find_idx, folder_entries
 from ddaebm.model.images.formats import Entry
 
 logger = logging.getLogger("ddaebm.readers")
 
-_IDX = "idx3-ubyte"
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _SHOWN = 3  # names that an error message lists
 
 
-def entries(path: str | Path, channels: int | None = None) -> Iterator[Entry]:
+def entries(path: str | Path, channels: int | None = None, tell: bool = True) -> Iterator[Entry]:
     """Yield the images of a PATH one by one, in constant memory and a fixed order.
 
     Args:
         channels: Of the model that takes them; see `formats.npy_shape`.
+        tell: Log a warning that counts the files and folders that were skipped. False where the PATH is read twice.
 
     Raises:
         DataError: The PATH does not exist, has an unknown format, is truncated or has no images.
     """
-    count = 0
+    count, skipped = 0, Skipped()
     try:
-        for entry in _open(path, channels):
+        for entry in _open(path, channels, skipped):
             yield entry
             count += 1
     except DataError as error:
@@ -48,10 +50,12 @@ def entries(path: str | Path, channels: int | None = None) -> Iterator[Entry]:
         raise DataError(f"{path}: cannot be read after {count} images ({reason}); copy it again") from error
     if not count:
         known = ", ".join(sorted(formats.IMAGE_SUFFIXES))
-        raise DataError(f"{path}: no images found; give files ending in {known}")
+        raise DataError(f"{path}: no images found; give files ending in {known}{f' ({skipped})' if skipped else ''}")
+    if skipped and tell:
+        logger.warning("%s: %s", path, skipped)
 
 
-def _open(path: str | Path, channels: int | None) -> Iterator[Entry]:
+def _open(path: str | Path, channels: int | None, skipped: Skipped) -> Iterator[Entry]:
     if str(path).startswith("hf:"):
         return formats.hub_entries(str(path)[3:])
     if not str(path):
@@ -60,32 +64,34 @@ def _open(path: str | Path, channels: int | None) -> Iterator[Entry]:
     name = path.name.lower()
     if not path.exists():
         raise DataError("no such file or folder")
-    if (idx := find_idx(path)) is not None:
-        return formats.idx_entries(idx)
     if path.is_dir():
-        return formats.folder_entries(path)
+        return _open_folder(path, skipped)
+    if not path.is_file():
+        raise DataError("not a regular file or a folder; write its contents to a file")
+    if find_idx(path):
+        return formats.idx_entries(path)
     if name.endswith(_TAR_SUFFIXES):
-        return formats.tar_entries(path)
+        return tar_entries(path, skipped)
     if name.endswith(".zip"):
-        return formats.zip_entries(path)
+        return zip_entries(path, skipped)
     if name.endswith(".npy"):
         return formats.npy_entries(path, channels)
     if name.endswith(".npz"):
         return formats.npz_entries(path, channels)
-    if formats.is_image_name(name):
+    if formats.has_image_suffix(name):
         return iter([formats.file_entry(path)])
     raise DataError("not a folder, an archive (.zip, .tar, .tar.gz, .tar.zst), .npy, .npz, IDX file or image")
 
 
-def find_idx(path: Path) -> Path | None:
-    """Find an IDX file of images: `path` itself, or a file in the folder `path`.
-
-    If a folder holds several, the training images are chosen.
-    """
-    if path.is_dir():
-        found = sorted(path.glob(f"train-images-{_IDX}*")) or sorted(path.glob(f"*-images-{_IDX}*"))
-        return found[0] if found else None
-    return path if _IDX in path.name.lower() else None
+def _open_folder(folder: Path, skipped: Skipped) -> Iterator[Entry]:
+    """The IDX file of a folder or, where it has none, its image files. A folder with both is refused."""
+    idx = find_idx(folder)
+    if idx is None:
+        return folder_entries(folder, skipped)
+    if other := next(folder_entries(folder, skipped), None):
+        raise DataError(f"holds an IDX file ({idx.name}) and also images ({other.name}); give one of them")
+    skipped.take_back(idx.name)
+    return formats.idx_entries(idx)
 
 
 def open_entry(entry: Entry, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -109,12 +115,23 @@ def decode_entry(entry: Entry, contract: Contract, max_pixels: int = MAX_PIXELS)
 def read_images(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read all images of `path` in the form of the contract: uint8 (N, H, W, C).
 
+    Args and Raises: As `read_named`.
+    """
+    return read_named(path, contract, max_pixels)[0]
+
+
+def read_named(
+    path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Read all images of `path` in the form of the contract, uint8 (N, H, W, C), and their N names.
+
     Args:
         max_pixels: Most pixels of one image.
 
     Raises:
         DataError: As `entries`, or some images cannot be read. The message states their number and the first names.
     """
+    names: list[str] = []
     pixels = bytearray()  # grows in place; a list and np.stack would need twice the memory
     faults: list[tuple[str, ImageError]] = []
     count = resized = 0
@@ -125,13 +142,14 @@ def read_images(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXE
         except ImageError as error:
             faults.append((entry.name, error))
             continue
+        names.append(entry.name)
         pixels += decoded.pixels.tobytes()
         resized += decoded.resized
     _refuse(faults, count)
     if resized:
         logger.warning("%s: %d of %d images were resized to %dx%d",
                        path, resized, count, contract.width, contract.height)  # fmt: skip
-    return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape)
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape), names
 
 
 def find_contract(
@@ -150,7 +168,7 @@ def find_contract(
     forms: Counter[tuple[int, int, int]] = Counter()
     names: dict[tuple[int, int, int], list[str]] = {}
     faults: list[tuple[str, ImageError]] = []
-    for entry in entries(path, channels):
+    for entry in entries(path, channels, tell=False):
         try:
             own = _form(entry, max_pixels)
         except ImageError as error:

@@ -120,14 +120,12 @@ def test_an_alpha_that_cannot_work_is_bad_usage(call: Cli, debug_bundle: Path, a
         ("score missing.png", "missing.png"),
         ("score floats.npy", "<f8"),
         ("score text.zip", "text.zip"),
-        ("sample --out taken.png", "taken.png"),
     ],
 )
 def test_a_file_that_cannot_be_used_exits_with_1_and_a_line_that_names_it(
     call: Cli, debug_bundle: Path, tmp_path: Path, command: str, named: str
 ) -> None:
     (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "taken.png").mkdir()
     np.save(tmp_path / "floats.npy", np.zeros((1, 16, 16)))
     (tmp_path / "text.zip").write_text("no archive")
     check_failure(call(*command.split(), "--bundle", debug_bundle), 1, named)

@@ -1,6 +1,7 @@
 """The disk format: a round trip, and a named error for every kind of tampering."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -19,15 +20,16 @@ from ddaebm.model.errors import (
     BundleMissingFileError,
     BundlePathError,
     BundleVersionError,
+    ConfigError,
 )
-from ddaebm.model.files import encode_npy
+from ddaebm.model.files import encode_npy, read_arrays
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
-SCORER = Scorer(np.arange(3.0), np.eye(3) * 2, np.ones((2, 3)), np.arange(10.0))
+SCORER = Scorer(np.arange(17.0), np.eye(8) * 2, np.ones((2, 17)), np.arange(10.0))
 PIXELS = Pixels(
     *(np.full((4, *side), 3 + i, np.float32) for i, side in enumerate([(16, 16), (16, 16), (1, 1), (16, 16), (16, 16)]))
 )
@@ -231,3 +233,99 @@ def test_bundles_are_found_by_shipped_name_or_path(
     monkeypatch.setattr(ddaebm.model.bundle, "SHIPPED", tmp_path / "nowhere")
     with pytest.raises(BundleMissingFileError, match="none"):
         find_bundle("demo")
+
+
+ARRAYS = {
+    "not finite": lambda a: np.where(np.arange(a.size).reshape(a.shape) == a.size - 1, np.nan, a),
+    "infinite": lambda a: np.full_like(a, np.inf),
+    "one less": lambda a: a[:-1],
+    "one less in the last axis": lambda a: a[..., :-1],
+    "empty": lambda a: a[:0],
+    "twice": lambda a: np.concatenate([a, a]),
+    "text": lambda a: a.astype(str),
+    "complex": lambda a: a.astype(complex),
+    "integers": lambda a: a.astype(int),
+    "a number": lambda a: np.array(1.0),
+    "one axis more": lambda a: a[None],
+}
+
+
+@pytest.mark.parametrize("change", ARRAYS.values(), ids=ARRAYS)
+@pytest.mark.parametrize(
+    "name",
+    ["pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std", "mean", "whitening", "surprise",
+     "calibration_scores", "log_energies"],
+)  # fmt: skip
+def test_an_array_that_would_fail_or_lie_later_is_refused(
+    bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    arrays = read_arrays((bundle / "calibration.npz").read_bytes())
+    arrays[name] = change(arrays[name])
+    replace(bundle, "calibration.npz", npz_bytes(arrays))
+    if name == "surprise" and arrays[name].shape in ((0, 17), (1, 17), (4, 17)) and arrays[name].dtype == float:
+        load_bundle(bundle)  # any number of rows is a score
+        return
+    with pytest.raises(BundleError, match=r"calibration\.npz cannot be used"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("calibration_scores", lambda a: a[::-1]), ("log_energies", lambda a: np.sort(a + np.arange(10))[:, ::-1]),
+     ("pixel_std", np.zeros_like), ("log_std", lambda a: -a), ("log_offset", np.zeros_like)],
+)  # fmt: skip
+def test_values_that_an_array_cannot_have_are_refused(
+    bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    arrays = read_arrays((bundle / "calibration.npz").read_bytes())
+    replace(bundle, "calibration.npz", npz_bytes(arrays | {name: change(arrays[name])}))
+    with pytest.raises(BundleError, match=f"calibration.npz cannot be used .{name}"):
+        load_bundle(bundle)
+
+
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_a_bundle_replaces_bundles_and_empty_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("empty")
+    for name in ("empty", "link", "disk", "new/deep"):
+        for _ in range(2):
+            assert load_bundle(write(tmp_path / name).path).name == "demo"
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    (tmp_path / "file").touch()
+    for name, words in (("photos", "is not empty and not a bundle"), ("file", "is a file"), ("file/deep", "file")):
+        with pytest.raises((BundleError, OSError), match=words):
+            write(tmp_path / name)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "-a", "a b", "a\nb", "a\u00e9", "\ud800", "a" * 101])
+def test_a_name_that_cannot_be_a_part_of_a_url_is_refused(bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="a bundle cannot be named"):
+        write(tmp_path / "other", name)
+    assert not (tmp_path / "other").exists()
+    edit(bundle, lambda m: m.update(name=name))
+    with pytest.raises(BundleError, match="name"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("of", [{}, {"energy.onnx": None}, {"README.md": "0" * 64}])
+def test_a_calibration_that_names_no_networks_is_refused(bundle: Path, of: dict[str, Any]) -> None:
+    edit(bundle, lambda m: m["calibration"].update(of=of))
+    with pytest.raises(BundleError):
+        load_bundle(bundle)
+
+
+def test_a_shipped_name_is_not_shadowed_by_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = find_bundle("fashion-mnist")
+    write(tmp_path / "fashion-mnist")
+    monkeypatch.chdir(tmp_path)
+    assert find_bundle("fashion-mnist") == shipped
+    assert find_bundle("./fashion-mnist").resolve() == tmp_path / "fashion-mnist"

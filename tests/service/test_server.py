@@ -1,5 +1,6 @@
 """uvicorn's signals: a drain is announced before it begins."""
 
+import asyncio
 import io
 import resource
 import signal
@@ -34,11 +35,17 @@ def test_a_second_interrupt_ends_at_once(client: TestClient) -> None:
 
 
 def test_signals_are_handled_while_serving_and_given_back_after(client: TestClient) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     server = Server(uvicorn.Config(client.app))
-    with server.capture_signals():
-        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == server.on_signal
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+    async def serving() -> None:
+        with server.capture_signals():
+            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == server.on_signal
+            assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+    asyncio.run(serving())
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.parametrize(

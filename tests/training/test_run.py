@@ -33,7 +33,7 @@ def test_a_new_run_is_the_recipe_with_its_overrides(tmp_path: Path) -> None:
     assert prepared.train.shape == (2_400, 16, 16, 1)
     (message,) = prepared.messages
     assert message.startswith("shapes: images of 16x16 grey, 2400 to train on, 600 held out")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run_images.npz"]
 
 
 def test_a_resumed_run_keeps_its_settings(run: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_bundle_gives_the_first_checkpoint_and_the_encoder_its_steps(tmp_path:
     prepared = prepare_run("debug", out, {"data": str(images), **changes}, start=str(debug_bundle))
     assert (prepared.config.start, prepared.config.encoder_steps) == (bundle.digest, ENCODER_STEPS)
     assert [path.name for path in checkpoint.list_checkpoints(out)] == ["step-0000000"]
-    assert prepare_run("debug", out, {}, start="not read", resume=True).config == prepared.config
+    assert prepare_run("debug", out, {}, start=str(debug_bundle), resume=True).config == prepared.config
 
 
 def test_images_takes_its_form_from_the_data_or_the_options(tmp_path: Path) -> None:

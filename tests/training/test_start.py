@@ -15,7 +15,7 @@ from ddaebm.training.config import TrainConfig
 from ddaebm.training.data import Splits, load_data, split
 from ddaebm.training.export import export, train_command
 from ddaebm.training.recipes import make_config
-from ddaebm.training.start import begin
+from ddaebm.training.start import begin, require_fit
 from ddaebm.training.step import TrainState, make_state
 from ddaebm.training.trainer import train
 
@@ -44,7 +44,7 @@ def state_of(run: Path, config: TrainConfig) -> TrainState:
 
 
 def test_it_begins_with_the_bundles_weights(tmp_path: Path, bundle: Bundle, config: TrainConfig) -> None:
-    begin(tmp_path, bundle, config, other_images())
+    begin(tmp_path, bundle, config)
     state = state_of(tmp_path, config)
     assert state.step == 0
     for file, nets in (
@@ -57,7 +57,7 @@ def test_it_begins_with_the_bundles_weights(tmp_path: Path, bundle: Bundle, conf
 
 def test_the_encoder_learns_first_and_alone(tmp_path: Path, bundle: Bundle, config: TrainConfig) -> None:
     parts = other_images()
-    begin(tmp_path, bundle, config, parts)
+    begin(tmp_path, bundle, config)
     before = state_of(tmp_path, config)
     train(dataclasses.replace(config, steps=2), parts.train, tmp_path, "cpu")
     after = state_of(tmp_path, config)
@@ -81,18 +81,16 @@ def test_the_encoder_learns_first_and_alone(tmp_path: Path, bundle: Bundle, conf
         torch.testing.assert_close(average, old.lerp(new, 1 - config.ema_decay), rtol=1e-5, atol=1e-7)
 
 
-def test_other_networks_are_refused_by_name(tmp_path: Path, bundle: Bundle, config: TrainConfig) -> None:
+def test_other_networks_are_refused_by_name(bundle: Bundle, config: TrainConfig) -> None:
     other = config.override({"network.latent_dim": "9"})
     with pytest.raises(ConfigError, match=r"network\.latent_dim 9 for 8"):
-        begin(tmp_path / "run", bundle, other, other_images())
-    assert not (tmp_path / "run").exists()
+        require_fit(bundle, other, other_images())
 
 
-def test_images_that_the_bundle_has_seen_do_not_calibrate(tmp_path: Path, bundle: Bundle, config: TrainConfig) -> None:
+def test_images_that_the_bundle_has_seen_do_not_calibrate(bundle: Bundle, config: TrainConfig) -> None:
     seen = dataclasses.replace(other_images(), calibration=PARTS.train[:7])
     with pytest.raises(DataError, match="trained on 7 of the 7"):
-        begin(tmp_path / "run", bundle, config, seen)
-    assert not (tmp_path / "run").exists()
+        require_fit(bundle, config, seen)
 
 
 def test_its_bundle_knows_what_both_have_seen(tmp_path: Path, bundle: Bundle, config: TrainConfig) -> None:
@@ -102,7 +100,7 @@ def test_its_bundle_knows_what_both_have_seen(tmp_path: Path, bundle: Bundle, co
     config = dataclasses.replace(config, data=str(data))
     parts = split(load_data(config.data, config.network))
     run = tmp_path / "run"
-    begin(run, bundle, config, parts)
+    begin(run, bundle, config)
     train(config, parts.train, run, "cpu")
     made, _ = export(run, tmp_path / "bundle")
     assert np.isin(bundle.fingerprints(), made.fingerprints()).all()

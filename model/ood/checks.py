@@ -1,0 +1,41 @@
+"""Check the arrays of `calibration.npz` before they are served: a wrong one gives wrong p-values, or errors later."""
+
+import numpy as np
+
+from ddaebm.model.ood.explain import Explainer
+from ddaebm.model.ood.scoring import Scorer, weights_beside
+
+
+def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, height: int, width: int, count: int) -> None:
+    """Check the shape, dtype and values of every array.
+
+    Args:
+        num_steps: T, the number of levels.
+        count: Number of calibration images.
+
+    Raises:
+        ValueError: An array has another shape or dtype, or values that it cannot have. The message names it.
+    """
+    if scorer.whitening.ndim != 2 or scorer.surprise.ndim != 2:
+        raise ValueError("whitening and surprise must be matrices")
+    per_pixel = (num_steps, height, width)
+    columns = len(scorer.whitening)  # D
+    columns_and_beside = columns + len(weights_beside(num_steps))  # D + P
+    shapes = {
+        "pixel_mean": per_pixel, "pixel_std": per_pixel, "log_offset": (num_steps, 1, 1),
+        "log_mean": per_pixel, "log_std": per_pixel,
+        "mean": (columns_and_beside,), "whitening": (columns, columns),
+        "surprise": (len(scorer.surprise), columns_and_beside),
+        "calibration_scores": (count,), "log_energies": (num_steps, count),
+    }  # fmt: skip
+    arrays = vars(explainer.pixels) | vars(scorer) | {"log_energies": explainer.log_energies}
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.dtype not in (np.float32, np.float64) or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not float {shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds values that are not finite")
+        if name in ("pixel_std", "log_std", "log_offset") and array.min() <= 0:
+            raise ValueError(f"{name} holds values that are not above 0")
+        if name in ("calibration_scores", "log_energies") and (not count or (np.diff(array) < 0).any()):
+            raise ValueError(f"{name} is empty or not ascending")
