@@ -11,7 +11,7 @@ serve: $(VENV)/.serving
 	$(BIN)/ddaebm serve
 
 test: $(VENV)/.everything
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs $(ARGS)
 
 check: $(VENV)/.everything
 	$(BIN)/ruff check .

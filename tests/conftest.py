@@ -3,6 +3,7 @@
 Torch is imported inside the fixtures alone, so that the tests of serving can show that it is not needed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,6 +20,19 @@ from ddaebm.model.bundle import MANIFEST
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--system", action="store_true", help="run the tests that need more than the Python environment")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip tests marked `system(NEED)`, unless they are asked for. `.ci/run` does, and installs what they need."""
+    if config.getoption("--system"):
+        return
+    for item in items:
+        if marker := item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]}; `make test ARGS=--system` runs it"))
+
+
 def make_debug_run(run: Path) -> Path:
     from ddaebm.training.checkpoint import write_config
     from ddaebm.training.data import load_data, split
@@ -33,10 +47,9 @@ def make_debug_run(run: Path) -> Path:
     return run
 
 
-def make_debug_bundle(run: Path) -> Path:
+def make_debug_bundle(run: Path, out: Path) -> Path:
     from ddaebm.training.export import export
 
-    out = run.parent / "bundle"
     export(run, out)
     return out
 
@@ -44,13 +57,26 @@ def make_debug_bundle(run: Path) -> Path:
 @pytest.fixture(scope="session")
 def debug_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a few steps of the debug recipe. Copy it before changing it."""
-    return make_debug_run(tmp_path_factory.mktemp("debug") / "run")
+    return once(tmp_path_factory, "debug-run", lambda folder: make_debug_run(folder / "run"))
 
 
 @pytest.fixture(scope="session")
-def debug_bundle(debug_run: Path) -> Path:
+def debug_bundle(debug_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundle folder exported from `debug_run`. Copy it before changing it."""
-    return make_debug_bundle(debug_run)
+    return once(tmp_path_factory, "debug-bundle", lambda folder: make_debug_bundle(debug_run, folder / "bundle"))
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """Call `make` with a folder that all processes of this session share, in the first one that needs it."""
+    session = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder, done = session / name, session / f"{name}.done"
+    with (session / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a call that failed
+            folder.mkdir()
+            done.write_text(str(make(folder)))
+        return Path(done.read_text())
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pytest
 from ddaebm.cli import main
 
 REPO = Path(__file__).parents[2]
-NO_INDEX = ("No matching distribution", "Could not fetch", "Network is unreachable", "Temporary failure in name")
 PATIENCE = 60.0  # seconds, for a machine that is busy with other things
 COMMAND = [sys.executable, "-m", "ddaebm"]
 

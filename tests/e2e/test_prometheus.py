@@ -28,8 +28,8 @@ def free_port() -> int:
 @pytest.fixture
 def prometheus(service: Running, tmp_path: Path) -> Iterator[httpx.Client]:
     """The HTTP interface of one that scrapes `service` every second, with our alerts loaded."""
-    if not (program := shutil.which("prometheus")):
-        pytest.skip("prometheus is not on PATH")
+    program = shutil.which("prometheus")
+    assert program, "prometheus is not on PATH"
     config = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(DOCKER / name) for name in config["rule_files"]]
@@ -55,6 +55,7 @@ def has_data(prometheus: httpx.Client, expr: str) -> bool:
     return any(series["value"][1] != "NaN" for series in response.json()["data"]["result"])
 
 
+@pytest.mark.system("prometheus")
 def test_every_panel_shows_what_happened(service: Running, prometheus: httpx.Client) -> None:
     waiting = dict(panel_queries())
     assert waiting.pop(FIRING)

@@ -106,6 +106,8 @@ if __name__ == "__main__":
     with TemporaryDirectory() as made:
         chosen = sys.argv[1:] or list(RUNS)
         needs_bundle = {"samples", "noise"} & set(chosen)
-        debug_bundle = make_debug_bundle(make_debug_run(Path(made) / "run")) if needs_bundle else Path()
+        debug_bundle = (
+            make_debug_bundle(make_debug_run(Path(made) / "run"), Path(made) / "bundle") if needs_bundle else Path()
+        )
         for name in chosen:
             (FOLDER / f"{name}.json").write_text(json.dumps(numbers(name, Path(made), debug_bundle), indent=1) + "\n")
