@@ -248,3 +248,13 @@ def test_the_largest_image_is_an_option(call: Cli, debug_bundle: Path, tmp_path:
     assert "over the limit of 1000000" in refused.stdout
     refused = call("train", "images", "--data", "photo.jpg", "--size", 16, "--out", "run", "--max-pixels", 1_000_000)
     check_failure(refused, 1, "over the limit of 1000000", "raise the limit (--max-pixels)")
+
+
+def test_images_are_numbered_across_batches(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    """64 images are scored at a time."""
+    np.save(tmp_path / "a.npy", np.repeat(LIKE_NOTHING, 50, axis=0)[:130])
+    np.save(tmp_path / "b.npy", LIKE_NOTHING)
+    done = call("score", "--bundle", debug_bundle, "a.npy", "b.npy", "--format", "json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["index"] for row in rows] == list(range(133))
+    assert [row["name"] for row in rows] == [f"a.npy[{i}]" for i in range(130)] + [f"b.npy[{i}]" for i in range(3)]

@@ -136,3 +136,9 @@ def test_a_folder_without_a_readable_config_is_no_run(tmp_path: Path, contents: 
         (tmp_path / "config.json").write_text(contents)
     with pytest.raises(CheckpointError, match=r"no readable config\.json"):
         read_config(tmp_path)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    for step in (9_999_999, 10_000_000, 2):
+        (tmp_path / "checkpoints" / f"step-{step:07d}").mkdir(parents=True)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000002", "step-9999999", "step-10000000"]

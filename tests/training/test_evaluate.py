@@ -55,3 +55,18 @@ def test_an_alpha_that_can_never_fire_is_left_out(runtime: OnnxEngine) -> None:
     report = ood_report(runtime.level_statistics, runtime.bundle.pixels, scorer, 4, images, {"same": images})
     assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]
     assert set(report["ood"]["same"]["detected"]) == {"0.05", "0.1"}
+
+
+def test_an_image_at_alpha_is_an_alarm(runtime: OnnxEngine) -> None:
+    whole = runtime.bundle.scorer
+    images = load_data("shapes", runtime.bundle.config)[:60]
+    # With 19 calibration scores p-values are multiples of 1/20, so many are 0.05 or 0.1 exactly.
+    scores = np.sort(runtime.score(images).ood_score)
+    scorer = dataclasses.replace(whole, calibration_scores=scores[3::3][:19])
+    report = ood_report(runtime.level_statistics, runtime.bundle.pixels, scorer, 4, images, {"same": images})
+    p_values = scorer.p_value(runtime.score(images).ood_score)
+    for row in report["false_alarms"]:
+        alpha = row["alpha"]
+        assert row["observed"] == report["ood"]["same"]["detected"][str(alpha)] == (p_values <= alpha).mean()
+        assert row["observed"] > (p_values < alpha).mean()
+    assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]

@@ -193,3 +193,19 @@ def test_a_run_of_points_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a model of points cannot be exported"):
         export(tmp_path / "run", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_graphs_are_checked_at_another_batch_size_than_they_were_traced_at(
+    debug_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracing can turn a batch size into a constant, which only another one shows."""
+    traced, checked = set[int](), set[int]()
+    module = "ddaebm.training.export"
+    monkeypatch.setattr(f"{module}.to_onnx", lambda graph, *args: traced.add(len(graph.example[0])) or b"")
+    monkeypatch.setattr(f"{module}.parity", lambda graph, session: checked.add(len(graph.example[0])) or 0.0)
+    monkeypatch.setattr(f"{module}.make_session", lambda *args: None)
+    monkeypatch.setattr(f"{module}.run_sampler", lambda *args: np.zeros((64, 16, 16, 1), np.uint8))
+    make_files(*load_run(debug_run))
+    assert traced
+    assert checked
+    assert not traced & checked

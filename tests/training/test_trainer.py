@@ -256,3 +256,24 @@ def test_points_train_in_the_same_loop(tmp_path: Path, settings: dict[str, str])
     samples = np.load(tmp_path / "samples" / "step-0000003.npy")
     assert samples.shape == (2_000, 2)
     assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("name", ["generator", "energy_net", "encoder"])
+def test_weights_that_an_update_has_made_infinite_are_not_saved(tmp_path: Path, name: str) -> None:
+    """The metrics of the step are from before its update, and so are finite."""
+
+    def make(config: TrainConfig, device: torch.device) -> TrainState:
+        state = make_state(config, device)
+        step = state.optimizer_generator.step
+
+        def overflowing(*args: object) -> None:
+            step()
+            with torch.no_grad():
+                next(state.networks[name].parameters()).view(-1)[-1] = torch.inf
+
+        state.optimizer_generator.step = overflowing  # type: ignore[method-assign,assignment]
+        return state
+
+    with pytest.raises(NonFiniteLossError, match=f"step 1: {name} not finite"):
+        train(TINY.override({"steps": "1"}), DATA, tmp_path, device="cpu", make=make)
+    assert not list_checkpoints(tmp_path)

@@ -70,3 +70,14 @@ def test_overlay_keeps_the_image_in_grey_where_there_is_no_heat() -> None:
     assert shown[0, 0].tolist() == [255, 255, 200]
     assert shown[0, 1, 0] > shown[0, 1, 2]
     assert overlay(pixels[..., :1], where).tolist() == shown.tolist()
+
+
+def test_overlay_mixes_grey_and_colour_from_start_to_full() -> None:
+    """The colours of docs: black at `start`, the hottest at `full`, evenly between; over grey at 0.7 of its level."""
+    pixels = np.full((1, 5, 1), 200, np.uint8)
+    heat = np.array([[2.0, 2.5, 3.0, 3.5, 4.0]])  # strengths 0, ¼, ½, ¾, 1
+    shown = overlay(pixels, heat, start=2.0, full=4.0)[0]
+    colours = np.array([(0, 0, 0), (120, 0, 20), (230, 60, 0), (255, 180, 0), (255, 255, 200)])
+    strength = np.linspace(0, 1, 5)[:, None]
+    np.testing.assert_array_equal(shown, ((1 - strength) * 140 + strength * colours).round())
+    np.testing.assert_array_equal(overlay(pixels, heat), overlay(pixels, heat, 1.0, 4.0))

@@ -157,3 +157,19 @@ def test_a_wave_is_done_in_little_more_than_its_size(seconds: float, queues: int
     taken, _ = wave.run(requests)
     assert taken / seconds <= queues + 2
     assert sum(requests) / wave.rate / taken >= 0.7
+
+
+@pytest.mark.parametrize(("rows", "calls"), [(1, 1), (64, 1), (65, 2), (128, 2), (129, 3), (640, 10)])
+def test_each_call_has_its_fixed_cost(rows: int, calls: int) -> None:
+    cost = Cost()
+    for measured in (1, 10, 64, 1, 10, 64):
+        cost.observe(measured, 0.5 + 0.01 * measured)
+    assert cost.seconds(rows, batch=64) == pytest.approx(0.01 * rows + 0.5 * calls)
+
+
+@pytest.mark.parametrize("queued", [1, 40, 99])
+def test_a_queue_may_be_filled_to_its_limit_and_no_further(queued: int) -> None:
+    rule = admission(max_queue=100)
+    rule.admit(operation, 100 - queued, {operation: queued}, 1e9, 0.0)
+    with pytest.raises(QueueFullError):
+        rule.admit(operation, 100 - queued + 1, {operation: queued}, 1e9, 0.0)

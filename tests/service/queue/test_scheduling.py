@@ -140,3 +140,24 @@ def test_what_is_removed_is_counted_once() -> None:
     assert waiting.clear() == ([other] if other.left else [])
     assert not waiting
     assert waiting.all_rows == 0
+
+
+@pytest.mark.parametrize(("age", "first"), [(4.9, False), (5.1, True)])
+def test_low_priority_counts_as_five_seconds_younger(age: float, first: bool) -> None:
+    low, high = make(100, low=True, age=age), make(100)
+    assert (low in take(waiting_of(low, high), 2)) == first  # of two rows, one goes to the job that waited longest
+    other = make(100, scoring)
+    waiting = waiting_of(low := make(100, sampling, low=True, age=age), other)
+    waiting.charge(scoring, 1.0)
+    assert take(waiting, 2) == ({low: 2} if first else {other: 2})
+
+
+def test_small_jobs_of_low_priority_do_not_pass_larger_ones_of_normal_priority() -> None:
+    oldest, low, high = make(8, age=1), make(1, low=True), make(6)
+    assert take(waiting_of(oldest, low, high), 8) == {oldest: 4, high: 4}
+    assert take(waiting_of(make(9, age=1), make(3), small := make(2)), 8)[small] == 2
+
+
+def test_the_job_that_has_waited_longest_gets_the_larger_half() -> None:
+    oldest = make(50, age=1)
+    assert take(waiting_of(oldest, *(make(1) for _ in range(9))), 7)[oldest] == 4

@@ -1,5 +1,6 @@
 """Probes, and the page that Prometheus scrapes."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -79,3 +80,29 @@ def test_metrics_tell_what_is_loaded_what_waits_and_how_it_was_batched(client: T
     assert metric(client, "ddaebm_batch_images_count", operation="sample") == 2
     assert metric(client, "ddaebm_batch_images_sum", operation="sample") == 10
     assert metric(client, "ddaebm_inference_seconds_count", operation="sample") == 2
+
+
+def test_times_are_in_seconds_and_in_server_timing_in_milliseconds(client: TestClient, engine: FakeEngine) -> None:
+    with ThreadPoolExecutor() as pool, engine.blocked():
+        began = time.perf_counter()
+        request = pool.submit(client.post, "/v1/samples", json={"n": 7})
+        assert engine.entered.wait(PATIENCE)
+        entered = time.perf_counter()
+        wait_until(lambda: time.perf_counter() - entered > 0.05)
+        engine.release()
+        response = request.result(PATIENCE)
+    longest = time.perf_counter() - began
+    timings = dict(entry.split(";dur=") for entry in response.headers["server-timing"].split(", "))
+    assert 0.05 <= float(timings["infer"]) / 1e3 <= longest
+    for name, labels in (("ddaebm_inference_seconds", {"operation": "sample"}),
+                         ("ddaebm_http_request_duration_seconds", {"route": "/v1/samples"})):  # fmt: skip
+        assert 0.05 <= metric(client, f"{name}_sum", **labels) <= longest
+        assert metric(client, f"{name}_bucket", le="0.05", **labels) == 0
+        assert metric(client, f"{name}_bucket", le="+Inf", **labels) == 1
+
+
+def test_a_probe_that_says_no_is_not_work_refused(client: TestClient) -> None:
+    service_of(client).runner.draining = True
+    for path in ("/readyz", "/health"):
+        assert client.get(path).status_code == 503
+    assert metric(client, "ddaebm_rejected_total") == 0
