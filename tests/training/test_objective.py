@@ -13,10 +13,11 @@ from ddaebm.training.step import draw, make_state
 
 
 @pytest.mark.parametrize("penalize", [False, True])
-@pytest.mark.parametrize("weight", [0.25, 3.0])
-def test_the_denoising_task_is_weighted_and_only_of_real_images(weight: float, penalize: bool) -> None:
+@pytest.mark.parametrize(("weight", "value_penalty"), [(0.25, 0.0), (3.0, 0.0), (1.0, 0.5)])
+def test_the_energy_network_s_loss_is_the_sum_of_its_terms(weight: float, value_penalty: float, penalize: bool) -> None:
+    """The denoising task is of real images alone."""
     settings = {"network.energy_denoises": "true", "denoise_weight": str(weight), "gamma": "0.5", "penalty_every": "3"}
-    config = make_config("debug").override(settings)
+    config = make_config("debug").override({**settings, "value_penalty": str(value_penalty)})
     state, accelerator = make_state(config), Accelerator(cpu=True)
     for parameter in state.networks.energy_net.parameters():  # the last layer begins at zero
         torch.nn.init.normal_(parameter, std=0.1)
@@ -30,7 +31,10 @@ def test_the_denoising_task_is_weighted_and_only_of_real_images(weight: float, p
 
     energy_net = state.networks.energy_net
     real, guess = energy_net.energy_and_guess(x_t.requires_grad_(), draws.k)
-    expected = real - energy_net(x_gen, draws.k) + weight * 0.5 * (guess - x_clean).square().sum((1, 2, 3))
+    generated = energy_net(x_gen, draws.k)
+    level = torch.stack([real[draws.k == k].mean() for k in draws.k]).detach()
+    expected = real - generated + value_penalty * 0.5 * ((real - level).square() + (generated - level).square())
+    expected = expected + weight * 0.5 * (guess - x_clean).square().sum((1, 2, 3))
     if penalize:
         (slope,) = torch.autograd.grad(real.sum(), x_t, retain_graph=True)
         expected = expected + 0.5 * 0.5 * 3 * slope.square().sum((1, 2, 3))

@@ -277,3 +277,15 @@ def test_weights_that_an_update_has_made_infinite_are_not_saved(tmp_path: Path, 
     with pytest.raises(NonFiniteLossError, match=f"step 1: {name} not finite"):
         train(TINY.override({"steps": "1"}), DATA, tmp_path, device="cpu", make=make)
     assert not list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 4e-5])
+@pytest.mark.parametrize(("setting", "name"), [("lr_energy", "energy_net"), ("lr_generator", "generator"),
+                                              ("lr_generator", "encoder")])  # fmt: skip
+def test_the_first_step_is_as_long_as_the_learning_rate(tmp_path: Path, setting: str, name: str, lr: float) -> None:
+    """Adam's first step moves each weight by lr·g/|g|."""
+    config = TINY.override({"steps": "1", setting: str(lr)})
+    before = make_state(config).networks[name]
+    after = train(config, DATA, tmp_path, device="cpu").networks[name]
+    moved = torch.cat([(b - a).abs().flatten() for a, b in zip(before.parameters(), after.parameters(), strict=True)])
+    assert moved.max().item() == pytest.approx(lr, rel=1e-2)
