@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import gc
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -186,7 +188,32 @@ def rows(*values: int) -> Rows:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 2 * PATIENCE))
+    """Run `test`; at its end no future holds an exception that nobody has seen.
+
+    Such a future reports it whenever it is collected, which in the middle of an import can end the whole session.
+    """
+    with unseen_exceptions() as unseen:
+        asyncio.run(asyncio.wait_for(test, 2 * PATIENCE))
+        gc.collect()
+    assert not unseen
+
+
+@contextmanager
+def unseen_exceptions() -> Iterator[list[str]]:
+    """What asyncio logs in the block of exceptions that were never retrieved."""
+    found: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "never retrieved" in record.getMessage():
+                found.append(record.getMessage())
+
+    handler = Handler()
+    logging.getLogger("asyncio").addHandler(handler)
+    try:
+        yield found
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
 
 
 async def in_thread(function: Callable[[], object]) -> None:

@@ -54,7 +54,7 @@ def test_a_failing_call_fails_its_jobs_whole_and_no_others(batcher: Batcher, ope
     other = Squares()
 
     async def test() -> None:
-        await occupy(batcher, operation)
+        first = await occupy(batcher, operation)
         operation.fault = ValueError("from the engine")
         large = batcher.submit(operation, rows(*range(15)))
         waiting = batcher.submit(other, rows(5))
@@ -62,6 +62,8 @@ def test_a_failing_call_fails_its_jobs_whole_and_no_others(batcher: Batcher, ope
         await in_thread(operation.wait_for_call)
         operation.fault = ValueError("again")
         operation.reopen()  # … and the large job's first piece too
+        with pytest.raises(ValueError, match="from the engine"):
+            await first
         with pytest.raises(ValueError, match="again"):
             await large.future
         assert (await waiting.future)[0].tolist() == [25]
@@ -135,12 +137,13 @@ def test_closing_tells_those_who_wait_for_a_thread_that_died(batcher: Batcher) -
     operation = Squares()
 
     async def test() -> None:
-        await occupy(batcher, operation)
+        running = await occupy(batcher, operation)
         waiting = batcher.submit(operation, rows(1))
         await kill(batcher, operation)
         assert batcher.close(PATIENCE)
-        with pytest.raises(BatcherStoppedError):
-            await asyncio.wait_for(waiting.future, 1)
+        for future in (running, waiting.future):
+            with pytest.raises(BatcherStoppedError):
+                await asyncio.wait_for(future, 1)
         assert batcher.queued == 0
 
     run(test())
