@@ -95,7 +95,7 @@ def test_override_reaches_the_network_and_leaves_the_original() -> None:
         ("gamma", '"0.1"', "needs float"),
         ("adam_betas", "0.5,", "cannot read"),
         ("steps", "0", "steps must be at least 1"),
-        ("network.num_steps", "0", "num_steps must be at least 1"),
+        ("network.num_steps", "0", "num_steps must lie between 1"),
         ("network.widths", "8,x", "cannot read"),
         ("network.energy_sees_next", "true", "energy_sees_next=True is no longer supported"),
         ("penalize_generated", "true", "penalize_generated=True is no longer supported; it was removed"),

@@ -59,7 +59,7 @@ def test_only_one_of_them_writes(two: Path) -> None:
     assert len(list((two / "tensorboard").iterdir())) == 1
 
 
-def test_a_run_goes_on_with_another_number_of_processes(two: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(two, tmp_path / "run"))
-    train(run, "python", 32, steps=2)
+def test_a_run_goes_on_with_another_number_of_processes(one: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(one, tmp_path / "run"))
+    train(run, "torchrun", 16, steps=2)
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
