@@ -34,7 +34,7 @@ from ddaebm.training.recipes import IMAGES, make_config
 from ddaebm.training.record import recorded_parts
 from ddaebm.training.start import seen_before
 from ddaebm.training.step import TrainState, make_state
-from ddaebm.training.to_onnx import make_graphs, parity, require_parity, to_onnx
+from ddaebm.training.to_onnx import make_graphs, parity, refer_to_weights, require_parity, sampler_onnx, to_onnx
 
 
 def load_run(run: Path) -> tuple[TrainConfig, TrainState]:
@@ -160,8 +160,11 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
         "generator.safetensors": safetensors_bytes(state.generator_ema.state_dict()),
         "energy_net.safetensors": safetensors_bytes(state.energy_net_ema.state_dict()),
     }
-    for file, graph in make_graphs(network, *nets, batch=3).items():
-        files[file] = to_onnx(graph, WEIGHTS[file], files[WEIGHTS[file]])
+    graphs = make_graphs(network, *nets, batch=3)
+    traced = {file: to_onnx(graphs[file]) for file in ("generator.onnx", "energy.onnx")}
+    traced["sampler.onnx"] = sampler_onnx(network, traced["generator.onnx"])
+    for file in WEIGHTS:
+        files[file] = refer_to_weights(traced[file], WEIGHTS[file], files[WEIGHTS[file]])
     sessions = {file: make_session(file, files) for file in WEIGHTS}
     # Use another batch size than in tracing, to detect a batch size that tracing turned into a constant.
     errors = {file: parity(graph, sessions[file]) for file, graph in make_graphs(network, *nets, batch=5).items()}

@@ -24,7 +24,15 @@ from ddaebm.training.data import load_data, split
 from ddaebm.training.export import export, load_run, make_files, train_command
 from ddaebm.training.recipes import make_config
 from ddaebm.training.step import make_state
-from ddaebm.training.to_onnx import MAX_PARITY_ERROR, make_graphs, parity, relative_error, require_parity, to_onnx
+from ddaebm.training.to_onnx import (
+    MAX_PARITY_ERROR,
+    make_graphs,
+    parity,
+    refer_to_weights,
+    relative_error,
+    require_parity,
+    to_onnx,
+)
 
 
 def open_graph(bundle: Path, name: str) -> Session:
@@ -61,7 +69,7 @@ def test_graphs_of_the_papers_layers_compute_what_they_do_and_each_row_alone() -
     for name, graph in make_graphs(config.network, *nets, batch=4).items():
         if name == "sampler.onnx":  # the generator's layers again
             continue
-        files[name] = to_onnx(traced[name], WEIGHTS[name], files[WEIGHTS[name]])
+        files[name] = refer_to_weights(to_onnx(traced[name]), WEIGHTS[name], files[WEIGHTS[name]])
         session, outputs = make_session(name, files), list(graph.outputs)
         assert parity(graph, session) < MAX_PARITY_ERROR / 10
         feeds = {key: value.numpy() for key, value in zip(graph.inputs, graph.example, strict=True)}
@@ -211,7 +219,9 @@ def test_graphs_are_checked_at_another_batch_size_than_they_were_traced_at(
     """Tracing can turn a batch size into a constant, which only another one shows."""
     traced, checked = set[int](), set[int]()
     module = "ddaebm.training.export"
-    monkeypatch.setattr(f"{module}.to_onnx", lambda graph, *args: traced.add(len(graph.example[0])) or b"")
+    monkeypatch.setattr(f"{module}.to_onnx", lambda graph: traced.add(len(graph.example[0])))
+    monkeypatch.setattr(f"{module}.sampler_onnx", lambda *args: None)
+    monkeypatch.setattr(f"{module}.refer_to_weights", lambda *args: b"")
     monkeypatch.setattr(f"{module}.parity", lambda graph, session: checked.add(len(graph.example[0])) or 0.0)
     monkeypatch.setattr(f"{module}.make_session", lambda *args: None)
     monkeypatch.setattr(f"{module}.run_sampler", lambda *args: np.zeros((64, 16, 16, 1), np.uint8))
