@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 
 import psutil
@@ -40,6 +40,20 @@ def start_decoders(victim: Victim) -> list[psutil.Process]:
     return decoders(victim)
 
 
+def fill_decoders(victim: Victim, pool: ThreadPoolExecutor) -> "list[Future[Answer]]":
+    """Ask for one image more than there are decoders, which hang; it waits once each of them has one."""
+    asked = [pool.submit(score, victim, SCAN) for _ in range(3)]
+    wait_until(lambda: victim.metric("ddaebm_decode_queue_pixels") > 0)
+    return asked
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
 def check_end(victim: Victim, began: float, patience: float) -> None:
     """It ends with 0 within `patience` seconds, and so do its decoders."""
     family = decoders(victim)
@@ -53,12 +67,10 @@ def check_end(victim: Victim, began: float, patience: float) -> None:
 
 def test_honest_scores_go_on_beside_two_stuck_decoders_and_sigterm_ends(serve: Serve) -> None:
     with serve(drain_seconds=DRAIN) as victim:
-        stuck = start_decoders(victim)
-        for each in stuck:
+        for each in start_decoders(victim):
             os.kill(each.pid, signal.SIGSTOP)
         with ThreadPoolExecutor(4) as pool:
-            hung = [pool.submit(score, victim, SCAN) for _ in stuck]
-            time.sleep(0.2)
+            hung = fill_decoders(victim, pool)
             for image, seconds in ((HONEST, size(2, 1)), (PHOTO, size(6, 2))):
                 answer = score(victim, image)
                 assert answer.status == 200, answer.body
@@ -68,10 +80,8 @@ def test_honest_scores_go_on_beside_two_stuck_decoders_and_sigterm_ends(serve: S
         assert victim.ask("GET", "/readyz").status == 200
         for each in start_decoders(victim):
             os.kill(each.pid, signal.SIGSTOP)
-        with ThreadPoolExecutor(2) as pool:
-            for _ in range(2):
-                pool.submit(score, victim, SCAN)
-            time.sleep(0.2)
+        with ThreadPoolExecutor(3) as pool:
+            fill_decoders(victim, pool)
             began = time.monotonic()
             victim.service.process.send_signal(signal.SIGTERM)
             check_end(victim, began, DRAIN + 2)
@@ -97,7 +107,7 @@ def test_what_the_drain_cuts_off_is_told_when_to_come_back(serve: Serve) -> None
     with serve("tests.stress.server", "0.02", drain_seconds=1) as victim, ThreadPoolExecutor(3) as pool:
         body, headers = json.dumps({"n": 300}).encode(), {"Content-Type": JSON}
         asked = [pool.submit(victim.ask, "POST", SAMPLES, body, headers) for _ in range(3)]
-        time.sleep(0.5)
+        wait_until(lambda: victim.metric("ddaebm_queue_images") > 300)  # so none of them is done within the drain
         began = time.monotonic()
         victim.service.process.send_signal(signal.SIGTERM)
         for answer in (each.result() for each in asked):
@@ -116,9 +126,10 @@ def test_stalled_uploads_keep_small_requests_out_of_nothing(serve: Serve) -> Non
             stalled = stack.enter_context(socket.create_connection(victim.address))
             stalled.sendall(b"POST /v1/scores HTTP/1.1\r\nContent-Type: image/png\r\nContent-Length: 1048576\r\n\r\n")
             stalled.sendall(bytes(2**20 - 100))
-        time.sleep(0.3)
         large = HONEST + bytes(2**19)
         refused = score(victim, large)
+        while refused.status == 200:  # the stalled ones are still being read
+            refused = score(victim, large)
         assert refused.status == 429, refused.body
         wait = int(refused.headers["Retry-After"])
         assert 1 < wait <= 5

@@ -70,12 +70,16 @@ def test_the_second_death_fails_the_probes_and_tells_all_who_wait(client: TestCl
     assert metric(client, "ddaebm_inference_restarts_total") == 1
 
 
-def test_a_thread_that_is_only_busy_is_left_alone(make_client: MakeClient, engine: FakeEngine) -> None:
-    client = make_client(hang_seconds=30)
+def test_a_thread_that_is_only_busy_is_left_alone(
+    make_client: MakeClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, looks = make_client(hang_seconds=30), list[float]()
+    decoders = service_of(client.app).runner.decoders
     with ThreadPoolExecutor() as pool, engine.blocked():
         busy = pool.submit(client.post, SAMPLES, json=ONE)
         assert engine.entered.wait(PATIENCE)
-        time.sleep(0.6)
+        monkeypatch.setattr(decoders, "tend", lambda: looks.append(time.monotonic()))  # once each time it looks
+        wait_until(lambda: len(looks) >= 3)
         engine.release()
         assert busy.result(PATIENCE).status_code == 200
     assert metric(client, "ddaebm_inference_restarts_total") == 0
