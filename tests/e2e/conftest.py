@@ -1,5 +1,6 @@
 """The command line and the service as processes of their own. Every wait is bounded, every process ended."""
 
+import io
 import os
 import re
 import shutil
@@ -8,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
@@ -103,6 +105,22 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
+def run_here(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    """Run `ddaebm` in this process, where torch is imported already: a new process would take seconds for that."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    argv = ["ddaebm", *map(str, arguments)]
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, environment(), clear=True))
+        stack.enter_context(mock.patch.object(sys, "argv", argv))
+        stack.enter_context(chdir(cwd))
+        stack.enter_context(redirect_stdout(out))
+        stack.enter_context(redirect_stderr(err))
+        exit_ = stack.enter_context(pytest.raises(SystemExit))
+        main()
+    said = (stream.buffer.getvalue().decode() for stream in (out, err))  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(argv, int(exit_.value.code or 0), *said)
+
+
 def run_cli(*arguments: object, cwd: Path, **settings: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*COMMAND, *map(str, arguments)],
@@ -112,10 +130,10 @@ def run_cli(*arguments: object, cwd: Path, **settings: str) -> "subprocess.Compl
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Runs `ddaebm` in the test's own folder."""
+    """Runs `ddaebm` in the test's own folder; with `settings`, in a process and an environment of its own."""
 
     def run(*arguments: object, **settings: str) -> "subprocess.CompletedProcess[str]":
-        return run_cli(*arguments, cwd=tmp_path, **settings)
+        return run_cli(*arguments, cwd=tmp_path, **settings) if settings else run_here(*arguments, cwd=tmp_path)
 
     return run
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddaebm.model.images.encode import encode_png
-from tests.e2e.conftest import COMMAND, PATIENCE, Cli, check_failure, environment, run_cli
+from tests.e2e.conftest import COMMAND, PATIENCE, Cli, check_failure, environment, run_here
 
 TINY = ["network.num_steps=2", "network.widths=8", "network.norm_groups=2", "batch_size=4", "checkpoint_every=1"]
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path) -> Path:
     """A run folder of two steps, made by `ddaebm train`."""
     overrides = [part for assignment in TINY for part in ("--set", assignment)]
-    done = run_cli("train", "debug", "--out", "run", "--steps", 2, "--seed", 3, *overrides, cwd=folder)
+    done = run_here("train", "debug", "--out", "run", "--steps", 2, "--seed", 3, *overrides, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "step 2" in done.stdout
     assert "ddaebm export run" in done.stdout
@@ -36,7 +36,7 @@ def run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
     """A bundle, made by `ddaebm export`."""
-    done = run_cli("export", "run", "--out", "bundle", "--name", "mine", cwd=run.parent)
+    done = run_here("export", "run", "--out", "bundle", "--name", "mine", cwd=run.parent)
     assert done.returncode == 0, done.stderr
     assert "ddaebm serve --bundle bundle" in done.stdout
     return run.parent / "bundle"
@@ -107,10 +107,10 @@ def test_the_bundle_says_how_it_was_made(bundle: Path) -> None:
 
 
 def test_the_bundle_is_evaluated_and_sampled(bundle: Path, folder: Path) -> None:
-    done = run_cli("sample", "--bundle", "bundle", "--out", "made.npy", "-n", 12, cwd=folder)
+    done = run_here("sample", "--bundle", "bundle", "--out", "made.npy", "-n", 12, cwd=folder)
     assert done.returncode == 0, done.stderr
     np.save(folder / "black.npy", np.zeros((5, 16, 16), np.uint8))
-    done = run_cli("evaluate", "bundle", "--data", "made.npy", "--ood", "black=black.npy", cwd=folder)
+    done = run_here("evaluate", "bundle", "--data", "made.npy", "--ood", "black=black.npy", cwd=folder)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["test_images"] == 12
@@ -128,13 +128,13 @@ def test_samples_are_measured_by_a_classifier_of_one_s_own(run: Path, folder: Pa
             (folder / "labelled" / label).mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(top // 2, top, (16, 16, 1), dtype=np.uint8)
             (folder / "labelled" / label / f"{i}.png").write_bytes(encode_png(pixels))
-    done = run_cli("classifier", "labelled", "--out", "own.safetensors", "--epochs", 2, cwd=folder)
+    done = run_here("classifier", "labelled", "--out", "own.safetensors", "--epochs", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
     sha256 = hashlib.sha256((folder / "own.safetensors").read_bytes()).hexdigest()
     assert re.search(r"own\.safetensors: 2 classes, right on [01]\.\d+ of the held-out", done.stdout)
     assert done.stdout.endswith(f"sha256 {sha256}\n")
 
-    done = run_cli("evaluate", "run", "--data", "labelled", "--classifier", "own.safetensors", "--train", "labelled",
+    done = run_here("evaluate", "run", "--data", "labelled", "--classifier", "own.safetensors", "--train", "labelled",
                    "-n", 40, "--seed", 9, cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)["samples"]
@@ -142,7 +142,7 @@ def test_samples_are_measured_by_a_classifier_of_one_s_own(run: Path, folder: Pa
     assert report["floor"]["images"] == 24  # a fifth of 120
     assert sum(report["classes"].values()) == 40
 
-    done = run_cli("export", "run", "--out", "measured", "--test", "labelled", "--classifier", "own.safetensors",
+    done = run_here("export", "run", "--out", "measured", "--test", "labelled", "--classifier", "own.safetensors",
                    cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"the classifier\n`{sha256[:12]}`" in (folder / "measured" / "README.md").read_text()
