@@ -84,10 +84,9 @@ def export(
         DataError: Images or the classifier cannot be read, or the data is not that of the run.
         BundleError: `out` holds something that is not a bundle.
     """
-    if name is not None:
-        check_name(name)
     require_replaceable(out)
     config, state = load_run(run)
+    name = check_name(name or config.recipe)
     network = config.network
     if not network.is_image:
         raise CheckpointError(f"{run}: a model of points cannot be exported; give the run of a model of images")
@@ -109,7 +108,6 @@ def export(
         report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
         if classifier:
             report["samples"] = _sample_report(config, files, classifier, images, splits.held_out)
-    name = name or config.recipe
     card = model_card(name, train_command(config), training, digests, scorer, report)
     files["README.md"] = card.encode()
     bundle = write_bundle(

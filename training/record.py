@@ -110,10 +110,10 @@ def recorded_parts(run: Path, config: TrainConfig, data: str | None = None, keep
     changes = [_count("added", _extra(now, before)), _count("deleted or changed", _extra(before, now))]
     trained = np.isin(prints[places.calibration], record.prints["train"]).sum()
     remedy = "restore them" if gone else "undo it, or add --keep-parts to go on with the parts of then"
-    raise DataError(
-        f"{source}: not the images that {run} began with: {'; '.join(filter(None, changes)) or 'another order'}."
-        f" {trained} of {len(places.calibration)} calibration images would be ones that were trained on: {remedy}"
-    )
+    message = f"{source}: not the images that {run} began with: {'; '.join(filter(None, changes)) or 'another order'}"
+    if trained:
+        message += f"; {trained} of {len(places.calibration)} calibration images would be ones that were trained on"
+    raise DataError(f"{message}: {remedy}")
 
 
 def _extra(these: list[tuple[int, str]], others: list[tuple[int, str]]) -> list[str]:

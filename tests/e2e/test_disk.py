@@ -50,7 +50,7 @@ def test_images_that_changed_since_the_run_began_are_named(
     else:
         (tmp_path / "photos" / "33.png").unlink()
     name = "new.png" if how == "added" else "33.png"
-    check_failure(call(*command.split()), 1, "not the images that", name, "calibration images")
+    check_failure(call(*command.split()), 1, "not the images that", name)
     assert not (tmp_path / "bundle").exists()
 
 
