@@ -11,7 +11,7 @@ logger = logging.getLogger("ddaebm")
 
 
 def is_service_link(value: str) -> bool:
-    """Whether an environment variable holds the address of a Kubernetes Service, such as tcp://10.0.0.1:8000."""
+    """Return True if `value` is the address of a Kubernetes Service, such as tcp://10.0.0.1:8000."""
     return re.match(r"(tcp|udp|sctp)://", value) is not None
 
 

@@ -25,7 +25,7 @@ def open_streams() -> None:
 
 
 def failed_output(error: Exception) -> bool:
-    """Whether stdout could not be written. Then it is named in `error`. All other files are named where they fail."""
+    """Return True if stdout could not be written, and name it in `error`. Other files are named where they fail."""
     if not isinstance(error, OSError) or error.errno not in _FULL or error.filename is not None:
         return False
     error.filename = "standard output"

@@ -83,7 +83,9 @@ def folder_entries(root: Path, skipped: Skipped) -> Iterator[Entry]:
             continue
         for name in files:
             path = folder / name
-            if is_image_name(name) or (path.is_symlink() and not path.exists()):  # which may be a link to a folder
+            if is_image_name(name) or (
+                path.is_symlink() and not path.exists()
+            ):  # a broken link may have led to a folder
                 yield file_entry(path)
             else:
                 skipped.add_file(name)

@@ -50,17 +50,17 @@ class Entry(NamedTuple):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden, such as macOS' `._` files in archives."""
+    """Return True if a file is hidden, such as macOS' `._` files in archives."""
     return Path(name).name.startswith(".")
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether the suffix is that of an image."""
+    """Return True if the suffix is that of an image."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of a folder or archive is read as an image."""
+    """Return True if a file of a folder or archive is read as an image."""
     return has_image_suffix(name) and not is_hidden(name)
 
 

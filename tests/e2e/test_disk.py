@@ -184,7 +184,7 @@ def test_a_service_with_closed_streams_serves_and_ends_with_0(debug_bundle: Path
 
 
 def sockets_of(pid: int) -> bool:
-    """Whether a process has a socket that listens (state 0A)."""
+    """Return True if a process has a socket that listens (state 0A)."""
     inodes = set()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
