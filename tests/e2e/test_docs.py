@@ -7,6 +7,7 @@ Docker's commands are in `make docker-test`.
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import PATIENCE, REPO, clone, environment
+from tests.e2e.conftest import PATIENCE, REPO, clone, environment, run_here
 
 # The same commands in less time. Each is looked for, so that it goes when the page no longer has it.
 SHORTER = {
@@ -88,12 +89,20 @@ class Stranger:
         if "ddaebm serve" in text or text == "make serve":
             self.serve(text)
             return ""
+        if needs_torch(block) and (command := re.fullmatch(r"\.venv/bin/ddaebm ([^|;&><#]*)(#.*)?", text)):
+            done = run_here(*shlex.split(command[1]), cwd=self.folder)
+            return self._checked(block, text, done)
         words = (
             [".venv/bin/python", "-c", text] if block.language == "python" else ["bash", "-euo", "pipefail", "-c", text]
         )
         done = subprocess.run(
             words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=5 * PATIENCE
         )
+        return self._checked(block, text, done)
+
+    @staticmethod
+    def _checked(block: Block, text: str, done: "subprocess.CompletedProcess[str]") -> str:
+        """What it printed."""
         assert done.returncode == 0, f"{block.page}:{block.line}: {text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 

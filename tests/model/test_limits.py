@@ -103,7 +103,8 @@ class Black:
 
 def test_a_grid_holds_4096_images(tmp_path: Path) -> None:
     sample_to(Black(), tmp_path / "grid.png", 0, 4096)  # type: ignore[arg-type]
-    assert Image.open(tmp_path / "grid.png").size == (64 * 3 - 2,) * 2
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (64 * 3 - 2,) * 2
     with pytest.raises(ConfigError, match=f"at most {MAX_GRID}"):
         sample_to(Black(), tmp_path / "more.png", 0, 4097)  # type: ignore[arg-type]
     assert not (tmp_path / "more.png").exists()
