@@ -41,15 +41,14 @@ def main() -> None:
     )
     places = np.random.default_rng(0).integers(0, 28 - SIDE + 1, (200, 2))
     mixed = np.stack([paste(clothes[i], digits[i], *place) for i, place in enumerate(places)])
-    explainer = runtime.bundle.explainer
-    heats = [[explainer.heat(maps) for maps in runtime.explain(images[:200]).energy_map] for images in (clothes, mixed)]
+    heats = [runtime.explain(images[:200]).heat for images in (clothes, mixed)]
 
     inside = np.zeros((200, 28, 28), dtype=bool)
     for mask, (top, left) in zip(inside, places, strict=True):
         mask[top : top + SIDE, left : left + SIDE] = True
-    gain = np.array([now - before for before, now in zip(*heats, strict=True)])
+    gain = heats[1] - heats[0]
     print(f"the square got hotter than the rest in {np.mean(_margin(gain, inside) > 0):.1%} of 200 images;")
-    print(f"it is hotter than the rest in {np.mean(_margin(np.array(heats[1]), inside) > 0):.1%}")
+    print(f"it is hotter than the rest in {np.mean(_margin(heats[1], inside) > 0):.1%}")
 
     tiles = []
     for i in SHOWN:

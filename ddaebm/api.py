@@ -1,9 +1,13 @@
 """The Python API: `load` a bundle, then `sample`, `score`, `heatmap` and `save`. NumPy in and out."""
 
 import secrets
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +18,7 @@ from ddaebm.model.bulk import BATCH, parts, score_entries
 from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
 from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ImageError, InputError
+from ddaebm.model.fitting import fit
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.inputs import Images, as_seeds, entries_of
 from ddaebm.model.images.readers import decode_entry
@@ -43,7 +48,8 @@ def load(
         ConfigError: the device or backend is not available here.
     """
     loaded = load_bundle(find_bundle(fspath(bundle)))
-    return Model(loaded, load_engine(loaded, device, backend, threads))
+    start = partial(load_engine, device=device, backend=backend, threads=threads)
+    return Model(loaded, start(loaded), start)
 
 
 class Model:
@@ -52,9 +58,10 @@ class Model:
     Use it in a `with` block, or call `close`, to free its memory early.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, start: Callable[[Bundle], Engine] = load_engine) -> None:
         self._bundle = bundle
         self._open: Engine | None = engine
+        self._start = start  # makes the engine of another bundle on the same device
 
     @property
     def name(self) -> str:
@@ -150,25 +157,56 @@ class Model:
     def heatmap(self, images: Images) -> NDArray[np.float32]:
         """Where each image is unusual: float32 (N, H, W) in the model's size.
 
-        A pixel has the number of standard deviations by which its energy exceeds that of held-out images, smoothed,
-        at the level where it is highest. Ordinary images seldom pass 1.
+        The unit is the heat of an ordinary image's hottest spot, at the median: half of all ordinary images stay below
+        1 everywhere. `model.ood.spots` has the definition.
 
         Args and Raises: as `score`.
         """
         engine, contract = self.engine, self._bundle.contract
 
         def heat(batch: list[Entry]) -> NDArray[np.float32]:
-            pixels, faults = [], []
-            for entry in batch:
-                try:
-                    pixels.append(decode_entry(entry, contract).pixels)
-                except ImageError as error:
-                    faults.append((entry.name, str(error)))
-            require_readable(faults, len(batch))
-            maps = engine.explain(np.stack(pixels)).energy_map
-            return np.stack([engine.explainer.heat(energy_map) for energy_map in maps]).astype(np.float32)
+            return engine.explain(self._decoded(batch)).heat.astype(np.float32)
 
         return np.concatenate(list(in_order(heat, parts(entries_of(images, contract.channels)), engine.workers)))
+
+    def fit(
+        self, images: Images, *, hold_out: float = 0.5, alpha: float = 0.05, name: str | None = None, seed: int = 0
+    ) -> "Model":
+        """Fit a gate for other images, without training: a new score and p-values on the same networks.
+
+        A part of the images, drawn at random, gives the p-values; the score is fitted to the rest. The result's
+        `fit_report` tells what it would catch of these images made faulty. Write it to a folder with `save`.
+
+        Args:
+            images: ordinary images of yours, as for `score`; 40 at least, and better 400 or more.
+            hold_out: share of the images that gives the p-values.
+            alpha: false-alarm rate that `fit_report` is for.
+            name: name of the new model; this one's by default.
+            seed: draws the parts.
+
+        Raises:
+            InputError, DataError, ImageError: as `score`; DataError also where there are too few images, or the
+                networks were trained on some.
+            BundleError: this model is of an older bundle format.
+        """
+        for argument, rate in (("hold_out", hold_out), ("alpha", alpha)):
+            if not isinstance(rate, int | float | np.floating) or not 0 < rate < 1:
+                raise InputError(f"{argument} must be a number between 0 and 1, not {rate!r}")
+        pixels = np.concatenate(list(map(self._decoded, parts(entries_of(images, self._bundle.contract.channels)))))
+        folder = Path(mkdtemp(prefix="ddaebm-"))
+        try:
+            bundle = fit(self._bundle, pixels, folder / "gate", hold_out, alpha, name, seed).bundle
+            model = Model(bundle, self._start(bundle), self._start)
+        except BaseException:
+            rmtree(folder)
+            raise
+        weakref.finalize(model, rmtree, folder)
+        return model
+
+    @property
+    def fit_report(self) -> Mapping[str, Any] | None:
+        """What `fit` found: numbers of images, and under "power" a row for each fault and severity, the worst first."""
+        return self._bundle.fit
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the bundle to folder `path`; the folder it was written to.
@@ -179,6 +217,17 @@ class Model:
             BundleError: `path` holds something else, or the bundle's own files have changed on disk.
         """
         return copy_bundle(self._bundle, Path(path)).path
+
+    def _decoded(self, batch: list[Entry]) -> NDArray[np.uint8]:
+        """Pixels (B, H, W, C). Raises ImageError if some cannot be read."""
+        pixels, faults = [], []
+        for entry in batch:
+            try:
+                pixels.append(decode_entry(entry, self._bundle.contract).pixels)
+            except ImageError as error:
+                faults.append((entry.name, str(error)))
+        require_readable(faults, len(batch))
+        return np.stack(pixels)
 
     def close(self) -> None:
         """Free the engine. Calls under way end normally; later ones raise InputError."""

@@ -24,6 +24,8 @@ class ScoreResult:
     energy_quantiles: NDArray[np.float64]  # (N, T), share of the calibration images with a lower energy
     ood_score: NDArray[np.float64]  # (N,), high means out of distribution; no unit
     p_value: NDArray[np.float64]  # (N,), conformal, in (0, 1]
+    because: tuple[str, ...]  # "spot" or "whole": what makes the score, the hottest spot or the whole image
+    box: NDArray[np.int64]  # (N, 4), left, top, width, height of the spot, in pixels of the model; zeros without one
     resized: NDArray[np.bool_]  # (N,), whether the image had another size than the model's
     names: tuple[str, ...]  # file names, or positions for arrays
     calibration_size: int  # number n of calibration images; the smallest possible p-value is 1/(n + 1)
@@ -74,6 +76,8 @@ def make_result(rows: Sequence[Scored], calibration_size: int) -> ScoreResult:
         energy_quantiles=np.array([row.energy_quantiles for row in rows], np.float64),
         ood_score=np.array([row.ood_score for row in rows], np.float64),
         p_value=np.array([row.p_value for row in rows], np.float64),
+        because=tuple(row.because or "" for row in rows),
+        box=np.array([row.box or (0, 0, 0, 0) for row in rows], np.int64),
         resized=np.array([row.resized for row in rows], np.bool_),
         names=tuple(row.name for row in rows),
         calibration_size=calibration_size,

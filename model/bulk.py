@@ -21,8 +21,9 @@ from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import decode_entry, entries
 from ddaebm.model.noise import seeds_at
+from ddaebm.model.ood.levels import because
 from ddaebm.model.parallel import in_order
-from ddaebm.model.progress import Tick
+from ddaebm.model.progress import Tick, say_nothing
 
 T = TypeVar("T")
 
@@ -31,16 +32,12 @@ MAX_GRID = 4096  # images in one PNG, which is built in memory
 _MANIFEST = "samples.json"
 
 
-def _say_nothing(images: int, found: bool = False) -> None:
-    """A `Tick` that shows no progress."""
-
-
 def sample_name(index: int, seed: int) -> str:
     """File name of the image at `index` of a set. Sampling with `seed` alone gives the same image."""
     return f"{index:08d}-{seed}.png"
 
 
-def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = _say_nothing) -> None:
+def sample_to(engine: Engine, out: Path, seed: int, n: int, tick: Tick = say_nothing) -> None:
     """Write the first n images of `seed` to `out`: a .png grid, .npy, .zip of PNGs, or folder of PNGs.
 
     Except for a grid, a repeated call with the same bundle and seed resumes an interrupted one. The result has the same
@@ -200,12 +197,14 @@ class Scored:
     energy_quantiles: list[float] | None = None  # (T,)
     ood_score: float | None = None
     p_value: float | None = None
+    because: str | None = None  # "whole" or "spot"
+    box: list[int] | None = None  # of the spot: left, top, width, height
     resized: bool | None = None
     error: str | None = None
 
 
 def score_paths(
-    engine: Engine, paths: Iterable[str], tick: Tick = _say_nothing, max_pixels: int = MAX_PIXELS
+    engine: Engine, paths: Iterable[str], tick: Tick = say_nothing, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Scored]:
     """Score all images of all `paths`, in order.
 
@@ -220,7 +219,7 @@ def score_paths(
 
 
 def score_entries(
-    engine: Engine, images: Iterable[Entry], tick: Tick = _say_nothing, max_pixels: int = MAX_PIXELS
+    engine: Engine, images: Iterable[Entry], tick: Tick = say_nothing, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Scored]:
     """Score all entries, in order. An image that cannot be read is yielded with its error.
 
@@ -248,12 +247,14 @@ def _score_batch(engine: Engine, batch: list[Entry], first: int, max_pixels: int
     if readable:
         scores = engine.score(np.stack(readable))
         quantiles = engine.explainer.energy_quantiles(scores.energies)
-        rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, strict=True)
+        rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, scores.box, strict=True)
     for index, (entry, item) in enumerate(zip(batch, decoded, strict=True), first):
         if isinstance(item, ImageError):
             yield Scored(index, entry.name, error=str(item))
         else:
-            energies, quantiles, ood_score, p_value = next(rows)
+            energies, quantiles, ood_score, p_value, box = next(rows)
+            reason = because(box)
             yield Scored(
-                index, entry.name, energies.tolist(), quantiles.tolist(), float(ood_score), float(p_value), item.resized
-            )
+                index, entry.name, energies.tolist(), quantiles.tolist(), float(ood_score), float(p_value),
+                reason, box.tolist() if reason == "spot" else None, item.resized,
+            )  # fmt: skip

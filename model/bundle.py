@@ -25,12 +25,21 @@ from ddaebm.model.errors import (
 )
 from ddaebm.model.files import PARTIAL, read_arrays, require_writable, write_folder
 from ddaebm.model.images.contract import Contract
-from ddaebm.model.manifest import FORMAT_VERSION, Calibration, Manifest, check_name, parse_manifest
+from ddaebm.model.manifest import (
+    FORMAT_VERSION,
+    WITHOUT_SPOTS,
+    Calibration,
+    Manifest,
+    check_name,
+    parse_manifest,
+)
 from ddaebm.model.manifest import MANIFEST as MANIFEST
+from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.checks import check_arrays
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
+from ddaebm.model.ood.spots import Spots
 
 SHIPPED = Path(__file__).parent / "bundles"
 # Graph -> weights. A graph refers to its weights, so that a bundle stores each number once.
@@ -55,12 +64,19 @@ class Bundle:
     digest: str
     config: ModelConfig
     contract: Contract
-    pixels: Pixels
-    scorer: Scorer
-    explainer: Explainer
+    fitted: Fitted
     training: Mapping[str, Any]  # recipe, steps and other settings, for people
     splits: Mapping[str, Any]  # size and digest of each part of the training data
+    fit: Mapping[str, Any] | None  # of `ddaebm fit`: numbers of images, and what the gate would catch
     files: Mapping[str, str]  # name -> sha256
+
+    @property
+    def scorer(self) -> Scorer:
+        return self.fitted.scorer
+
+    @property
+    def explainer(self) -> Explainer:
+        return self.fitted.explainer
 
     def fingerprints(self) -> NDArray[np.uint64]:
         """Read the fingerprints of all images used for training or standardisation, (N,), ascending.
@@ -95,14 +111,13 @@ def write_bundle(
     name: str,
     config: ModelConfig,
     contract: Contract,
-    pixels: Pixels,
-    scorer: Scorer,
-    explainer: Explainer,
+    fitted: Fitted,
     training: Mapping[str, Any],
     splits: Mapping[str, Any],
     files: Mapping[str, bytes],
     evaluation: Mapping[str, Any] | None = None,
     calibrated_on: Mapping[str, Any] | None = None,
+    fit: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a bundle to a temporary folder, read it back, and only then move it to `path`.
 
@@ -119,11 +134,10 @@ def write_bundle(
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
-            arrays = dataclasses.asdict(pixels) | dataclasses.asdict(scorer) | {"log_energies": explainer.log_energies}
-            np.savez_compressed(handle, allow_pickle=False, **arrays)
+            np.savez_compressed(handle, allow_pickle=False, **_arrays(fitted))
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=FORMAT_VERSION if fitted.scorer.has_spots else WITHOUT_SPOTS,
             name=name,
             model=config,
             preprocessing=contract,
@@ -131,11 +145,12 @@ def write_bundle(
             splits=dict(splits),
             evaluation=None if evaluation is None else dict(evaluation),
             calibration=Calibration(
-                size=len(scorer.calibration_scores),
-                smallest_p=scorer.smallest_p,
+                size=len(fitted.scorer.calibration_scores),
+                smallest_p=fitted.scorer.smallest_p,
                 images=dict(calibrated_on or splits["calibration"]),
                 of={file_name: hashes.get(file_name) for file_name in _CALIBRATED},
             ),
+            fit=None if fit is None else dict(fit),
             files=hashes,
         )
         (beside / MANIFEST).write_bytes(manifest.to_json())
@@ -147,10 +162,10 @@ def rewrite_bundle(
     bundle: Bundle,
     path: Path,
     name: str | None,
-    scorer: Scorer,
-    explainer: Explainer,
+    fitted: Fitted,
     calibrated_on: Mapping[str, Any],
     files: Mapping[str, bytes],
+    fit: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """Write a copy of `bundle` with another calibration to `path`, as `write_bundle` does.
 
@@ -160,8 +175,8 @@ def rewrite_bundle(
     """
     kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
     return write_bundle(
-        path, name or bundle.name, bundle.config, bundle.contract, bundle.pixels, scorer, explainer,
-        bundle.training, bundle.splits, {**kept, **files}, calibrated_on=calibrated_on,
+        path, name or bundle.name, bundle.config, bundle.contract, fitted, bundle.training, bundle.splits,
+        {**kept, **files}, calibrated_on=calibrated_on, fit=fit,
     )  # fmt: skip
 
 
@@ -223,11 +238,11 @@ def load_bundle(path: Path) -> Bundle:
             raise BundleHashError(f"{path}: calibration.npz belongs to another {name}; export the bundle again")
     try:
         arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
-        pixels = Pixels(**_fields(Pixels, arrays))
-        scorer = Scorer(**_fields(Scorer, arrays))
-        explainer = Explainer(arrays["log_energies"], pixels)
-        height, width, _ = manifest.preprocessing.shape
-        check_arrays(scorer, explainer, manifest.model.num_steps, height, width, manifest.calibration.size)
+        fitted = _fitted(arrays, spots=manifest.format_version != WITHOUT_SPOTS)
+        check_arrays(
+            fitted.scorer, fitted.explainer, manifest.model.num_steps, manifest.preprocessing.shape,
+            manifest.calibration.size,
+        )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path}: calibration.npz cannot be used ({error}); export the bundle again") from error
     return Bundle(
@@ -236,11 +251,10 @@ def load_bundle(path: Path) -> Bundle:
         digest=hashlib.sha256(raw).hexdigest(),
         config=manifest.model,
         contract=manifest.preprocessing,
-        pixels=pixels,
-        scorer=scorer,
-        explainer=explainer,
+        fitted=fitted,
         training=manifest.training,
         splits=manifest.splits,
+        fit=manifest.fit,
         files=files,
     )
 
@@ -285,6 +299,25 @@ def _read(path: Path, name: str, expected: str) -> bytes:
             f"{path}: {name} is not the file that {MANIFEST} names (the sha256 differs); copy the bundle again"
         )
     return contents
+
+
+def _arrays(fitted: Fitted) -> dict[str, NDArray[Any]]:
+    """The arrays of `calibration.npz`."""
+    explainer = fitted.explainer
+    arrays = vars(explainer.pixels) | vars(fitted.scorer) | {"log_energies": explainer.log_energies}
+    if explainer.spots is None:
+        return {name: array for name, array in arrays.items() if name != "tails"}
+    return arrays | vars(explainer.spots)
+
+
+def _fitted(arrays: Mapping[str, NDArray[Any]], spots: bool) -> Fitted:
+    """The score of these arrays. Raises KeyError if one is missing."""
+    if not spots:
+        arrays = {**arrays, "tails": np.empty((0, 2))}
+    explainer = Explainer(
+        arrays["log_energies"], Pixels(**_fields(Pixels, arrays)), Spots(**_fields(Spots, arrays)) if spots else None
+    )
+    return Fitted(Scorer(**_fields(Scorer, arrays)), explainer)
 
 
 def _fields(kind: type[Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -1,6 +1,7 @@
 """The engine interface, used by the service and the Python API, and the function that creates an engine."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +32,16 @@ class Engine(Protocol):
     contract: Contract
     scorer: Scorer
     explainer: Explainer
+    fit: Mapping[str, Any] | None  # `Bundle.fit`
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Sample one image for each seed: int64 (B,) -> uint8 (B, H, W, C)."""
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Compute energies, OOD scores and p-values of images (B, H, W, C) that match the contract."""
+        """Compute energies, OOD scores, p-values and boxes of images (B, H, W, C) that match the contract."""
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        """Compute the results of `score`, and the energy of each pixel at each level."""
+        """Compute the results of `score`, and heatmaps."""
 
     def warm_up(self, max_batch: int) -> None:
         """Run the batch sizes up to `max_batch` that are slow the first time, so that no request waits for them."""

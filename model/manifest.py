@@ -14,7 +14,8 @@ from ddaebm.model.images.contract import Contract
 
 S = TypeVar("S", bound=BaseModel)
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
+WITHOUT_SPOTS = 5  # the format before: its score is of the whole image alone. It is read and served as it was
 MANIFEST = "bundle.json"
 _SHOWN = 3  # faults that an error message lists
 
@@ -84,6 +85,7 @@ class Manifest(_Section):
     splits: dict[str, Any]  # size and digest of each part of the training data
     evaluation: dict[str, Any] | None = None
     calibration: Calibration
+    fit: dict[str, Any] | None = None  # of `ddaebm fit`: numbers of images, and what the gate would catch
     files: dict[str, str]  # file name -> sha256
 
     @model_validator(mode="after")
@@ -111,13 +113,13 @@ def parse_manifest(path: Path, contents: bytes) -> Manifest:
     The format version is checked first, because other versions may have another schema.
 
     Raises:
-        BundleVersionError: The format version is not `FORMAT_VERSION`.
+        BundleVersionError: This release does not read the format version.
         BundleError: The contents are not JSON, or a value is missing or has the wrong type.
     """
     version = _parse(_Version, path, contents).format_version
-    if version != FORMAT_VERSION:
+    if version not in (WITHOUT_SPOTS, FORMAT_VERSION):
         raise BundleVersionError(
-            f"{path}: bundle format {version}, this release reads {FORMAT_VERSION};"
+            f"{path}: bundle format {version}, this release reads {WITHOUT_SPOTS} and {FORMAT_VERSION};"
             " upgrade ddaebm or export the bundle again"
         )
     return _parse(Manifest, path, contents)

@@ -16,6 +16,10 @@ class Tick(Protocol):
         """Advance by `images`. `found` excludes images that an interrupted call made earlier from the rate."""
 
 
+def say_nothing(images: int, found: bool = False) -> None:
+    """A `Tick` that shows no progress."""
+
+
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Tick]:
     """Show progress on stderr: a bar if it is a terminal, otherwise a line every ten seconds."""

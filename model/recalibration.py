@@ -11,17 +11,18 @@ from ddaebm.model.bundle import Bundle, require_replaceable, rewrite_bundle
 from ddaebm.model.errors import BundleError, DataError
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.manifest import check_name
-from ddaebm.model.ood.calibration import level_rows
-from ddaebm.model.ood.explain import fit_explainer
-from ddaebm.model.ood.scoring import calibrate_scorer
+from ddaebm.model.ood.calibration import calibrated, score_images
+from ddaebm.model.ood.power import Caught, power, spread
+from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.runtime import OnnxEngine
 
 _CARD_HEADING = "\n## Calibrated anew\n"
 
 
 def calibrate(
-    bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float, name: str | None = None
-) -> tuple[Bundle, float]:
+    bundle: Bundle, images: NDArray[np.uint8], out: Path, alpha: float, name: str | None = None,
+    tick: Tick = say_nothing,
+) -> tuple[Bundle, float, list[Caught]]:  # fmt: skip
     """Write a copy of `bundle` to `out` whose p-values are calibrated on `images`.
 
     Args:
@@ -31,7 +32,8 @@ def calibrate(
         name: Name of the new bundle, for serving it beside the old one; None keeps the name.
 
     Returns:
-        The new bundle, and the share of `images` that the old calibration flags at `alpha`.
+        The new bundle, the share of `images` that the old calibration flags at `alpha`, and what the new one catches of
+        them made faulty.
 
     Raises:
         ConfigError: A bundle cannot have this name.
@@ -43,23 +45,18 @@ def calibrate(
     if name is not None:
         check_name(name)
     require_replaceable(out)
-    needed = math.ceil(1 / alpha - 1 - 1e-9)
-    if len(images) < needed:
-        raise DataError(
-            f"{len(images)} images cannot give a p-value of {alpha:g}; give at least {needed} images,"
-            f" or {20 * needed} for a false-alarm rate near alpha"
-        )
-    known = np.flatnonzero(np.isin(fingerprints(images), bundle.fingerprints()))
-    if len(known):
-        places = ", ".join(map(str, known[:5])) + (", …" if len(known) > 5 else "")
-        raise DataError(
-            f"{len(known)} of {len(images)} images were used for training (indices from 0: {places});"
-            " leave them out, because p-values would not be valid"
-        )
-    rows = level_rows(OnnxEngine(bundle, device="cpu").level_statistics, bundle.pixels, images)
-    scorer = calibrate_scorer(bundle.scorer, rows)
-    before = float((bundle.scorer.p_value(bundle.scorer.ood_score(rows)) <= alpha).mean())
-    explainer = fit_explainer(rows[:, : bundle.config.num_steps], bundle.pixels)
+    require_enough_for(alpha, len(images))
+    require_unseen(bundle, images)
+    engine = OnnxEngine(bundle, device="cpu")
+    scores = score_images(engine.level_statistics, bundle.fitted, images, tick)
+    fitted = calibrated(bundle.fitted, scores)
+    before = float((scores.p_value <= alpha).mean())
+    shown = spread(len(images))
+    caught = power(
+        images[shown], lambda faulty: score_images(engine.level_statistics, fitted, faulty, tick).ood_score,
+        scores.ood_score, fitted.scorer.threshold(alpha),
+    )  # fmt: skip
+    scorer = fitted.scorer
     source = {"count": len(images), "sha256": hashlib.sha256(images.tobytes()).hexdigest(), "replaces": bundle.digest}
     card = bundle.read("README.md").decode().partition(_CARD_HEADING)[0]
     card += _CARD_HEADING + (
@@ -67,4 +64,25 @@ def calibrate(
         f"The smallest possible one is {scorer.smallest_p:.2g}. What is said above of false alarms, of p-values and of"
         " what is caught is of the calibration before.\n"
     )
-    return rewrite_bundle(bundle, out, name, scorer, explainer, source, {"README.md": card.encode()}), before
+    return rewrite_bundle(bundle, out, name, fitted, source, {"README.md": card.encode()}), before, caught
+
+
+def require_enough_for(alpha: float, count: int) -> None:
+    """Raise DataError if `count` calibration images cannot give a p-value of `alpha`."""
+    needed = math.ceil(1 / alpha - 1 - 1e-9)
+    if count < needed:
+        raise DataError(
+            f"{count} images cannot give a p-value of {alpha:g}; give at least {needed} images,"
+            f" or {20 * needed} for a false-alarm rate near alpha"
+        )
+
+
+def require_unseen(bundle: Bundle, images: NDArray[np.uint8]) -> None:
+    """Raise DataError if some images were used for training."""
+    known = np.flatnonzero(np.isin(fingerprints(images), bundle.fingerprints()))
+    if len(known):
+        places = ", ".join(map(str, known[:5])) + (", …" if len(known) > 5 else "")
+        raise DataError(
+            f"{len(known)} of {len(images)} images were used for training (indices from 0: {places});"
+            " leave them out, because p-values would not be valid"
+        )

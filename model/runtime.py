@@ -165,6 +165,7 @@ class OnnxEngine:
         self.contract = bundle.contract
         self.scorer = bundle.scorer
         self.explainer = bundle.explainer
+        self.fit = bundle.fit
         self.providers = choose_providers(device)
         self.backend = "onnxruntime-" + self.providers[0].removesuffix("ExecutionProvider").lower()
         self.workers = usable_cores() if self.providers[0] == CPU else 1
@@ -204,13 +205,16 @@ class OnnxEngine:
         config = self.bundle.config
         image, levels = config.data_shape, config.num_steps
         features = len(self.scorer.whitening) // levels - 1  # the score has T energies and T·F features
+        # The sides of images are free in graphs of format 6; those of its grid are not used yet.
         wanted = {"x_T": image, "z": (levels, config.latent_dim), "noise": (levels - 1, *image),
                   "images": self.contract.shape, "energies": (levels,), "energy_map": (levels, *image[1:]),
                   "features": (levels, features)}  # fmt: skip
         graphs = (self.sampler, self.energy)
         ends = [end for graph in graphs for end in (*graph.get_inputs(), *graph.get_outputs())]
         found = [(end.name, tuple(end.shape[1:])) for end in ends]
-        if wrong := [f"{name} {shape}" for name, shape in found if wanted.get(name) != shape]:
+        if wrong := [
+            f"{name} {shape}" for name, shape in found if name != "grid" and not _fits(shape, wanted.get(name))
+        ]:
             raise BundleError(
                 f"{self.bundle.path}: its graphs have {', '.join(wrong)}, unlike {MANIFEST} or calibration.npz;"
                 " export the bundle again"
@@ -245,17 +249,26 @@ class OnnxEngine:
         return level_statistics(self.energy, images)
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Compute energies, OOD scores and conformal p-values of images (B, H, W, C)."""
-        return Scores(*self.explain(images)[:3])
+        """Compute energies, OOD scores, conformal p-values and boxes of images (B, H, W, C)."""
+        return Scores(*self.explain(images)[:4])
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        """Compute the results of `score`, and the energy map."""
-        return explain_levels(self.bundle.scorer, self.bundle.pixels, images, self.level_statistics(images))
+        """Compute the results of `score`, and heatmaps."""
+        return explain_levels(self.scorer, self.explainer, images, self.level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
         """Run batches of size 1 and `max_batch`, so that TensorRT builds for every size between them."""
         for batch in {1, max_batch}:
             self.score(self.sample(image_seeds(0, batch)))
+
+
+def _fits(shape: tuple[int | str | None, ...], wanted: tuple[int, ...] | None) -> bool:
+    """Return True if a graph's `shape` can be `wanted`; free axes are no numbers."""
+    return (
+        wanted is not None
+        and len(shape) == len(wanted)
+        and all(side == number for side, number in zip(shape, wanted, strict=True) if isinstance(side, int))
+    )
 
 
 def level_statistics(energy: Session, images: NDArray[np.uint8]) -> LevelStatistics:

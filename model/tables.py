@@ -94,14 +94,15 @@ def count(rows: Iterable[Judged], totals: Totals) -> Iterator[Judged]:
 
 def write_table(rows: Iterable[Judged], out: TextIO) -> None:
     """Write one aligned line per image under a header."""
-    out.write("verdict   p_value   ood_score  image\n")
+    out.write("verdict   p_value   ood_score  because  image\n")
     for row in rows:
         image = row.image
         if image.error is not None:
-            out.write(f"error                          {printable(f'{image.name}: {image.error}')}\n")
+            out.write(f"error                                   {printable(f'{image.name}: {image.error}')}\n")
         else:
             verdict = "ood" if row.verdict else "in"
-            out.write(f"{verdict:<7} {image.p_value:9.5f} {image.ood_score:11.2f}  {printable(image.name)}\n")
+            numbers = f"{image.p_value:9.5f} {image.ood_score:11.2f}  {image.because:<7}"
+            out.write(f"{verdict:<7} {numbers}  {printable(image.name)}\n")
 
 
 def write_json(rows: Iterable[Judged], out: TextIO) -> None:
@@ -115,13 +116,14 @@ def write_csv(rows: Iterable[Judged], out: TextIO) -> None:
     """Write CSV, one line per image under a header. Numbers of one column, one per level, are separated by spaces."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["index", "name", "is_ood", "selected", "p_value", "ood_score", "energies", "energy_quantiles",
-                     "resized", "error"])  # fmt: skip
+                     "because", "box", "resized", "error"])  # fmt: skip
     for row in rows:
         image = row.image
         flags = ["" if flag is None else str(flag).lower() for flag in (row.is_ood, row.selected, image.resized)]
         levels = [" ".join(map(str, values or [])) for values in (image.energies, image.energy_quantiles)]
         numbers = (image.p_value, image.ood_score, *levels)
-        writer.writerow([image.index, image.name, *flags[:2], *numbers, flags[2], image.error])
+        box = " ".join(map(str, image.box or []))
+        writer.writerow([image.index, image.name, *flags[:2], *numbers, image.because, box, flags[2], image.error])
 
 
 WRITERS = {"table": write_table, "json": write_json, "csv": write_csv}

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ddaebm.model.errors import ImageError
 from ddaebm.model.images.decode import Decoded
-from ddaebm.service.decoding.processes import Decoders, DecodersFullError, DecoderUnavailableError, Job
+from ddaebm.service.decoding.processes import Decoders, DecodersFullError
+from ddaebm.service.decoding.slot import DecoderUnavailableError, Job
 from ddaebm.service.http.context import Deadline, RequestContext
 from ddaebm.service.http.errors import CLIENT_GONE, Problem
 from ddaebm.service.queue.admission import QueueFullError

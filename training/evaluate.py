@@ -6,31 +6,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from ddaebm.model.bundle import Bundle
 from ddaebm.model.errors import DataError
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.images.decode import MAX_PIXELS
 from ddaebm.model.images.readers import read_images
-from ddaebm.model.ood.calibration import LevelsOf, level_rows
+from ddaebm.model.ood.calibration import Fitted, LevelsOf, score_images
 from ddaebm.model.ood.conformal import false_alarm_interval
-from ddaebm.model.ood.pixels import Pixels
-from ddaebm.model.ood.scoring import Scorer
+from ddaebm.model.ood.power import auroc
 from ddaebm.training.data import Splits, split
 
 logger = logging.getLogger("ddaebm.training")
 
 ALPHAS = (0.01, 0.05, 0.1)
-
-
-def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
-    """Area under the ROC curve with OOD as the positive class.
-
-    This is the probability that a value of `outside` (M,) is above a value of `inside` (N,), ties counting half.
-    """
-    labels = np.repeat([0, 1], [len(inside), len(outside)])
-    return float(roc_auc_score(labels, np.concatenate([inside, outside])))
 
 
 def known_parts(bundle: Bundle, train: str, max_pixels: int = MAX_PIXELS) -> Splits:
@@ -58,40 +47,33 @@ def warn_of_trained(path: str, images: NDArray[np.uint8], trained_on: NDArray[np
 
 
 def ood_report(
-    levels_of: LevelsOf,
-    pixels: Pixels,
-    scorer: Scorer,
-    num_steps: int,
-    test: NDArray[np.uint8],
-    ood: Mapping[str, NDArray[np.uint8]],
+    levels_of: LevelsOf, fitted: Fitted, test: NDArray[np.uint8], ood: Mapping[str, NDArray[np.uint8]]
 ) -> dict[str, Any]:
     """Measure false-alarm rates on `test`, and AUROC and detection rates against each set of `ood`.
 
     Args:
         levels_of: Runs the energy network.
-        num_steps: T, the number of levels.
+        fitted: The calibrated score.
         test: In-distribution images that were used neither for training nor for calibration, uint8 (N, H, W, C).
         ood: OOD images by name, uint8 (M, H, W, C).
 
     Returns:
         The evaluation section of the manifest.
     """
-    inside = level_rows(levels_of, pixels, test)
-    inside_p = scorer.p_value(scorer.ood_score(inside))
-    size = len(scorer.calibration_scores)
-    possible = [alpha for alpha in ALPHAS if alpha >= scorer.smallest_p]
+    inside = score_images(levels_of, fitted, test)
+    size = len(fitted.scorer.calibration_scores)
+    possible = [alpha for alpha in ALPHAS if alpha >= fitted.scorer.smallest_p]
     alarms = []
     for alpha in possible:
         low, high = false_alarm_interval(alpha, size)
-        alarms.append({"alpha": alpha, "observed": float((inside_p <= alpha).mean()), "low": low, "high": high})
+        alarms.append({"alpha": alpha, "observed": float((inside.p_value <= alpha).mean()), "low": low, "high": high})
     sets = {}
     for name, images in ood.items():
-        outside = level_rows(levels_of, pixels, images)
-        scores = scorer.ood_score(outside)
+        outside = score_images(levels_of, fitted, images)
         sets[name] = {
             "images": len(images),
-            "auroc": auroc(scorer.ood_score(inside), scores),
-            "auroc_of_each_energy": [auroc(inside[:, k], outside[:, k]) for k in range(num_steps)],
-            "detected": {str(alpha): float((scorer.p_value(scores) <= alpha).mean()) for alpha in possible},
+            "auroc": auroc(inside.ood_score, outside.ood_score),
+            "auroc_of_each_energy": list(map(auroc, inside.energies.T, outside.energies.T)),
+            "detected": {str(alpha): float((outside.p_value <= alpha).mean()) for alpha in possible},
         }
     return {"test_images": len(test), "false_alarms": alarms, "ood": sets}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save as safetensors_bytes
 
 from ddaebm.model.bundle import WEIGHTS, Bundle, find_bundle, load_bundle, require_replaceable, write_bundle
+from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import CheckpointError
 from ddaebm.model.files import encode_npy
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.images.readers import read_images
 from ddaebm.model.manifest import check_name
+from ddaebm.model.nets.networks import EnergyNet, Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.calibration import fit
 from ddaebm.model.runtime import level_statistics, make_session, run_sampler
@@ -27,7 +30,7 @@ from ddaebm.training import checkpoint
 from ddaebm.training.card import model_card
 from ddaebm.training.classifier import read_classifier
 from ddaebm.training.config import TrainConfig
-from ddaebm.training.data import MADE, contract
+from ddaebm.training.data import MADE, Splits, contract
 from ddaebm.training.evaluate import ood_report, warn_of_trained
 from ddaebm.training.quality import quality_report
 from ddaebm.training.recipes import IMAGES, make_config
@@ -91,38 +94,62 @@ def export(
     if not network.is_image:
         raise CheckpointError(f"{run}: a model of points cannot be exported; give the run of a model of images")
     splits = recorded_parts(run, config, data, keep_parts)
-    files, errors = make_files(config, state)
-    levels_of = partial(level_statistics, make_session("energy.onnx", files))
-    pixels, scorer, explainer = fit(levels_of, splits.reference, splits.calibration)
     seen = np.concatenate([fingerprints(splits.train), fingerprints(splits.reference), seen_before(run)])
-    files["trained_on.npy"] = encode_npy(np.unique(seen))
+    source = Source(
+        name, network, state.generator_ema, state.energy_net_ema, splits, seen, training_summary(config, state.step),
+        train_command(config),
+    )  # fmt: skip
+    return publish(out, source, Evaluation(test, ood or {}, classifier, config.max_pixels))
 
-    training = training_summary(config, state.step)
+
+@dataclass(frozen=True)
+class Source:
+    """What a bundle is made of."""
+
+    name: str
+    network: ModelConfig
+    generator: Generator
+    energy_net: EnergyNet
+    splits: Splits
+    seen: NDArray[np.uint64]  # fingerprints of the images used for training or standardisation
+    training: Mapping[str, Any]  # the training section of the manifest
+    command: str  # that trains the networks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a bundle is evaluated on, as the arguments of `export`."""
+
+    test: str | None
+    ood: Mapping[str, str]
+    classifier: str | None
+    max_pixels: int
+
+
+def publish(out: Path, source: Source, on: Evaluation) -> tuple[Bundle, dict[str, float]]:
+    """Trace the networks, fit and calibrate the score, evaluate it, and write the bundle. Raises as `export`."""
+    files, errors = make_files(source.network, source.generator, source.energy_net)
+    levels_of = partial(level_statistics, make_session("energy.onnx", files))
+    splits, form = source.splits, contract(source.network)
+    fitted = fit(levels_of, splits.reference, splits.calibration)
+    files["trained_on.npy"] = encode_npy(np.unique(source.seen))
     digests = splits.digests()
     report = None
-    if test:
-        form = contract(network)
-        images = read_images(test, form, config.max_pixels)
-        warn_of_trained(test, images, seen)
-        others = {label: read_images(path, form, config.max_pixels) for label, path in (ood or {}).items()}
-        report = ood_report(levels_of, pixels, scorer, network.num_steps, images, others)
-        if classifier:
-            report["samples"] = _sample_report(config, files, classifier, images, splits.held_out)
-    card = model_card(name, train_command(config), training, digests, scorer, report)
+    if on.test:
+        images = read_images(on.test, form, on.max_pixels)
+        warn_of_trained(on.test, images, source.seen)
+        others = {label: read_images(path, form, on.max_pixels) for label, path in on.ood.items()}
+        report = ood_report(levels_of, fitted, images, others)
+        if on.classifier:
+            sampler = make_session("sampler.onnx", files)
+            judge, sha256 = read_classifier(on.classifier)
+            report["samples"] = quality_report(
+                partial(run_sampler, sampler, source.network), judge, sha256, images, splits.held_out
+            )
+    card = model_card(source.name, source.command, source.training, digests, fitted.scorer, report)
     files["README.md"] = card.encode()
-    bundle = write_bundle(
-        out, name, network, contract(network), pixels, scorer, explainer, training, digests, files, report
-    )
+    bundle = write_bundle(out, source.name, source.network, form, fitted, source.training, digests, files, report)
     return bundle, errors
-
-
-def _sample_report(
-    config: TrainConfig, files: Mapping[str, bytes], classifier: str, test: NDArray[np.uint8], unseen: NDArray[np.uint8]
-) -> dict[str, Any]:
-    """Run `quality_report` on the sampler in `files`."""
-    sampler = make_session("sampler.onnx", files)
-    judge, sha256 = read_classifier(classifier)
-    return quality_report(lambda seeds: run_sampler(sampler, config.network, seeds), judge, sha256, test, unseen)
 
 
 @contextmanager
@@ -141,8 +168,10 @@ def open_model(source: str) -> Iterator[Bundle]:
         yield bundle
 
 
-def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes], dict[str, float]]:
-    """Encode the graphs and weights of the EMA networks, and a grid of samples.
+def make_files(
+    network: ModelConfig, generator: Generator, energy_net: EnergyNet
+) -> tuple[dict[str, bytes], dict[str, float]]:
+    """Encode the graphs and weights of the networks, and a grid of samples.
 
     Returns:
         Contents by file name, and the parity error of each graph.
@@ -150,13 +179,12 @@ def make_files(config: TrainConfig, state: TrainState) -> tuple[dict[str, bytes]
     Raises:
         ParityError: The outputs of a graph differ from those of its network.
     """
-    network = config.network
-    nets = state.generator_ema, state.energy_net_ema
+    nets = generator, energy_net
     for net in nets:
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # training may use channels_last
     files = {
-        "generator.safetensors": safetensors_bytes(state.generator_ema.state_dict()),
-        "energy_net.safetensors": safetensors_bytes(state.energy_net_ema.state_dict()),
+        "generator.safetensors": safetensors_bytes(generator.state_dict()),
+        "energy_net.safetensors": safetensors_bytes(energy_net.state_dict()),
     }
     graphs = make_graphs(network, *nets, batch=3)
     traced = {file: to_onnx(graphs[file]) for file in ("generator.onnx", "energy.onnx")}

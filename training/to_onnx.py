@@ -33,6 +33,7 @@ class Graph(NamedTuple):
     example: tuple[Any, ...]  # tensors, or lists of tensors
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    multiple: int | None = None  # height and width of the first input are free, in multiples of this
 
 
 def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet, batch: int) -> dict[str, Graph]:
@@ -40,18 +41,21 @@ def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet
     noise = draw_noise(config, torch.arange(batch))
     channels, height, width = config.data_shape
     images = torch.randint(256, (batch, height, width, channels), dtype=torch.uint8)
+    energy = EnergyGraph(energy_net, config)
     return {
         "sampler.onnx": Graph(SamplerGraph(generator, config), tuple(noise), Noise._fields, ("images",)),
         "generator.onnx": Graph(generator, (noise.x_T, noise.z[:, 0], torch.arange(batch) % config.num_steps),
                                 ("x_tp1", "z", "k"), ("x0_hat",)),
-        "energy.onnx": Graph(EnergyGraph(energy_net, config), (images,), ("images",),
-                             ("energies", "energy_map", "features")),
+        "energy.onnx": Graph(energy, (images,), ("images",), ("energies", "energy_map", "features", "grid"),
+                             energy.fold),
     }  # fmt: skip
 
 
 def to_onnx(graph: Graph) -> ModelProto:
-    """Trace a graph to ONNX with a dynamic batch size."""
+    """Trace a graph to ONNX with a dynamic batch size, and with free sides where it has a `multiple`."""
     batch = {0: torch.export.Dim("batch")}
+    if graph.multiple:
+        batch |= {axis: graph.multiple * torch.export.Dim(name) for axis, name in ((1, "rows"), (2, "columns"))}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecation warnings from inside the exporter

@@ -50,8 +50,8 @@ def measure(runtime: OnnxEngine, parts: Splits, whole: Images, named: dict[str, 
     detectors = compare(network_detectors(known), test, looked, network=True)
     detectors |= compare(pixel_detectors(pixels), test, looked, network=False)
     scorer = runtime.bundle.scorer
-    usual = scorer.p_value(scorer.ood_score(all_test.rows))
-    strange = {name: scorer.p_value(scorer.ood_score(looked[name].rows)) for name in named}
+    usual = scorer.p_value(all_test.score)
+    strange = {name: scorer.p_value(looked[name].score) for name in named}
     return {
         "name": runtime.bundle.name,
         "bundle": runtime.bundle.digest,

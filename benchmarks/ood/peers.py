@@ -36,6 +36,7 @@ class Looked:
 
     images: Images
     rows: Floats  # (N, T + T·F + 2T + 1), as model.ood.levels.score_rows
+    score: Floats  # the bundle's own, (N,)
     levels: int  # T
     seconds: float  # core seconds of the network for all images
 
@@ -58,16 +59,24 @@ class Looked:
 
     def first(self, count: int) -> "Looked":
         share = min(count, len(self.images)) / len(self.images)
-        return replace(self, images=self.images[:count], rows=self.rows[:count], seconds=self.seconds * share)
+        return replace(
+            self,
+            images=self.images[:count],
+            rows=self.rows[:count],
+            score=self.score[:count],
+            seconds=self.seconds * share,
+        )
 
 
 def look(runtime: OnnxEngine, images: Images) -> Looked:
-    rows, began = [], time.process_time()
+    rows, scores, began = [], [], time.process_time()
     for i in range(0, len(images), BATCH):
-        found = runtime.level_statistics(images[i : i + BATCH])
-        rows.append(score_rows(images[i : i + BATCH], found, runtime.bundle.pixels))
+        part = images[i : i + BATCH]
+        found = runtime.level_statistics(part)
+        rows.append(score_rows(part, found, runtime.explainer.pixels))
+        scores.append(runtime.bundle.fitted.score(part, found).ood_score)
     seconds = time.process_time() - began
-    return Looked(images, np.concatenate(rows), runtime.bundle.config.num_steps, seconds)
+    return Looked(images, np.concatenate(rows), np.concatenate(scores), runtime.num_steps, seconds)
 
 
 def network_detectors(known: Looked) -> dict[str, Detector]:
@@ -75,7 +84,6 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
     mean, std = known.log_energies.mean(0), known.log_energies.std(0)
     lengths = png_bytes(known.images)
     levels = StandardScaler().fit(known.log_energies)
-    scorer = fit_scorer(known.rows, known.rows, known.levels, weights_beside(known.levels))
 
     def mean_z(looked: Looked) -> Floats:
         z: Floats = ((looked.log_energies - mean) / std).mean(1)
@@ -85,7 +93,7 @@ def network_detectors(known: Looked) -> dict[str, Detector]:
         standard: Floats = (png_bytes(looked.images) - lengths.mean()) / lengths.std()
         return standard
 
-    found: dict[str, Detector] = {OURS: lambda looked: scorer.ood_score(looked.rows)}
+    found: dict[str, Detector] = {OURS: lambda looked: looked.score}
     for k in range(known.levels):
         found[f"energy, level {k}"] = partial(level_energy, k)
     return found | {
@@ -120,8 +128,8 @@ def pixel_detectors(known: Images, seed: int = 0) -> dict[str, Detector]:
 
 
 def _mahalanobis(known: Looked, rows: Callable[[Looked], Floats]) -> Detector:
-    scorer = fit_scorer(rows(known), rows(known), levels=0)
-    return lambda looked: scorer.ood_score(rows(looked))
+    scorer = fit_scorer(rows(known), levels=0)
+    return lambda looked: scorer.whole(rows(looked))
 
 
 def _neighbours(known: NDArray[Any], points: Callable[[Looked], NDArray[Any]]) -> Detector:

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_curve
 
 from benchmarks.ood.peers import OURS, Detector, Floats, Looked
 from ddaebm.model.ood.conformal import fdr_threshold
-from ddaebm.training.evaluate import auroc
+from ddaebm.model.ood.power import auroc
 
 ORDINARY, STRANGE = 90, 10  # images in a batch that `fdr` judges
 

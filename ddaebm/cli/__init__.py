@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 
 from ddaebm.cli.figures import reproduce
-from ddaebm.cli.gates import calibrate
+from ddaebm.cli.gates import calibrate, fit
 from ddaebm.cli.lifecycle import classifier, evaluate, export, train
 from ddaebm.cli.offline import sample, score
 from ddaebm.cli.serving import key, serve
@@ -22,7 +22,7 @@ from ddaebm.model.text import printable
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "Adversarial energy-based diffusion: train, export and serve models that make images and score them."
 ))  # fmt: skip
-for command in (serve, key, train, export, classifier, evaluate, calibrate, reproduce, sample, score):
+for command in (serve, key, train, export, classifier, evaluate, fit, calibrate, reproduce, sample, score):
     app.command()(command)
 
 

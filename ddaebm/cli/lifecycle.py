@@ -53,19 +53,27 @@ def train(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="run folder of `train`")],
+    run: Annotated[Path, typer.Argument(help="run folder of `train`; or a bundle, to bring it to the present format")],
     out: Annotated[Path, typer.Option(help="bundle folder to write")],
     name: Annotated[str | None, typer.Option(help="name that clients use; the recipe's by default")] = None,
-    data: Annotated[str | None, typer.Option(help="the training data, if it has moved")] = None,
+    data: Annotated[str | None, typer.Option(help="the training data, if it has moved; needed for a bundle")] = None,
     test: Annotated[str | None, typer.Option(help="test images, for the model card")] = None,
     ood: Annotated[list[str] | None, typer.Option(help="NAME=PATH of other images, for the model card")] = None,
     classifier: Annotated[str | None, typer.Option(help=f"{CLASSIFIER}; for the model card")] = None,
     keep_parts: Annotated[bool, typer.Option("--keep-parts", help=KEEP_PARTS)] = False,
 ) -> None:
     """Make a calibrated bundle of the newest checkpoint; refused where ONNX and torch disagree."""
+    from ddaebm.model.bundle import MANIFEST, load_bundle
     from ddaebm.training.export import export as make
+    from ddaebm.training.renew import renew
 
-    bundle, errors = make(run, out, name, data, test, dict(map(assignment, ood or [])), classifier, keep_parts)
+    others = dict(map(assignment, ood or []))
+    if (run / MANIFEST).is_file():
+        if data is None:
+            raise typer.BadParameter("--data: give the images that the bundle was trained on")
+        bundle, errors = renew(load_bundle(run), out, data, name, test, others, classifier)
+    else:
+        bundle, errors = make(run, out, name, data, test, others, classifier, keep_parts)
     for file, error in errors.items():
         print(f"{file}: relative error {error:.1e} against torch")
     print(f"{out}: bundle {bundle.name} {bundle.digest[:12]}; next: ddaebm serve --bundle {out}")
@@ -119,9 +127,7 @@ def evaluate(
         test = read_images(data, loaded.contract, max_pixels)
         warn_of_trained(data, test, loaded.fingerprints())
         runtime = OnnxEngine(loaded)
-        report = ood_report(
-            runtime.level_statistics, loaded.pixels, loaded.scorer, loaded.config.num_steps, test, others
-        )
+        report = ood_report(runtime.level_statistics, loaded.fitted, test, others)
         if classifier and train:
             unseen = known_parts(loaded, train, max_pixels).held_out
             report["samples"] = quality_report(

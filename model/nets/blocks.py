@@ -192,9 +192,9 @@ class Trunk(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and features (B, F).
+    """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and activations.
 
-    The features are the coarsest feature map averaged over its positions.
+    The activations are the feature maps of the contracting half, one for each level, the coarsest last.
     """
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int) -> None:
@@ -216,12 +216,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], out_channels * config.patch_size**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(config.patch_size)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[Tensor]]:
         h, skips = self.trunk(x, cond)
-        features = h.mean((2, 3))
+        activations = [*skips, h]
         for up, level in zip(self.ups, self.levels, strict=True):
             h = up(h, cond) if isinstance(up, ResBlock) else up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips.pop()], 1)
             for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
-        return self.unfold(self.head(F.silu(self.norm(h, cond)))), features
+        return self.unfold(self.head(F.silu(self.norm(h, cond)))), activations

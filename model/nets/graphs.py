@@ -1,6 +1,7 @@
 """The graphs of a bundle as torch modules. Export traces them to ONNX; the torch engine runs them directly."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddaebm.model.config import ModelConfig
@@ -29,9 +30,10 @@ class SamplerGraph(nn.Module):
 
 
 class EnergyGraph(nn.Module):
-    """uint8 images (B, H, W, C) -> energies (B, T), energy map (B, T, H, W), features (B, T, F).
+    """uint8 images (B, H, W, C) -> energies (B, T), energy map (B, T, H, W), features (B, T, F), grid (B, T, A, h, w).
 
-    The input of level k is sqrt(alpha_bar[k])·x_clean, state k without its noise.
+    The input of level k is sqrt(alpha_bar[k])·x_clean, state k without its noise. `grid` holds the activations of all
+    resolutions, finer ones averaged down to the coarsest, whose size is h and w.
     """
 
     scales: Tensor
@@ -40,16 +42,20 @@ class EnergyGraph(nn.Module):
         super().__init__()
         self.energy_net = energy_net
         self.num_steps = config.num_steps
+        self.fold = config.patch_size * 2 ** (len(config.widths) - 1)  # pixels along a side of the coarsest place
         scales = torch.as_tensor(make_schedule(config).alpha_bar[:-1] ** 0.5, dtype=torch.float32)
         self.register_buffer("scales", scales)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x_clean = to_unit(images.permute(0, 3, 1, 2).float())
         x_t = (x_clean[:, None] * self.scales[:, None, None, None]).flatten(0, 1)  # (B·T, C, H, W)
         k = torch.arange(self.num_steps, device=images.device).repeat(images.shape[0])
         levels = self.energy_net.levels(x_t, k)
-        energies, energy_map, features = (part.reshape(-1, self.num_steps, *part.shape[1:]) for part in levels)
-        return energies, energy_map, features
+        *finer, coarsest = levels.activations
+        pooled = [F.avg_pool2d(h, 2 ** (len(finer) - i)) for i, h in enumerate(finer)]
+        outputs = levels.energies, levels.energy_map, levels.features, torch.cat([*pooled, coarsest], 1)
+        energies, energy_map, features, grid = (part.reshape(-1, self.num_steps, *part.shape[1:]) for part in outputs)
+        return energies, energy_map, features, grid
 
 
 def to_pixels(samples: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Levels(NamedTuple):
 
     energies: Tensor  # (B,)
     energy_map: Tensor  # images: (B, H, W), the energy of each pixel; points: (B, 1)
-    features: Tensor  # (B, F)
+    features: Tensor  # (B, F): the coarsest feature map averaged over its places, or the last hidden layer for points
+    activations: list[Tensor]  # images: the feature map of each level, (B, C, h, w), the coarsest last; points: none
 
 
 class EnergyNet(nn.Module):
@@ -81,12 +82,12 @@ class EnergyNet(nn.Module):
         return self.levels(x_t, k).energies
 
     def _read(self, x_t: Tensor, k: Tensor) -> tuple[Levels, Tensor]:
-        out, features = self.backbone(x_t, self.embed(k) if self.is_image else k)
+        out, hidden = self.backbone(x_t, self.embed(k) if self.is_image else k)
         h, x0_guess = out[:, : self.channels], out[:, self.channels :]
         energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
         if not self.is_image:
-            return Levels(energy_map, energy_map[:, None], features), x0_guess
-        return Levels(energy_map.flatten(1).sum(1), energy_map, features), x0_guess
+            return Levels(energy_map, energy_map[:, None], hidden, []), x0_guess
+        return Levels(energy_map.flatten(1).sum(1), energy_map, hidden[-1].mean((2, 3)), hidden), x0_guess
 
 
 class Encoder(nn.Module):

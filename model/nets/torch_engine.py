@@ -54,7 +54,7 @@ class TorchEngine:
         self.contract = bundle.contract
         self.scorer = bundle.scorer
         self.explainer = bundle.explainer
-        self._pixels = bundle.pixels
+        self.fit = bundle.fit
         self._config = bundle.config
         generator, energy_net = load_networks(bundle, self.device)
         self._sampler = SamplerGraph(generator, bundle.config).to(self.device)
@@ -73,10 +73,10 @@ class TorchEngine:
         return images
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        return Scores(*self.explain(images)[:3])
+        return Scores(*self.explain(images)[:4])
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        return explain_levels(self.scorer, self._pixels, images, self._level_statistics(images))
+        return explain_levels(self.scorer, self.explainer, images, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first, so that smaller ones reuse its memory
@@ -89,8 +89,8 @@ class TorchEngine:
         return (self._sampler(*draw_noise(self._config, seeds)),)
 
     def _levels(self, images: Tensor) -> tuple[Tensor, ...]:
-        levels: tuple[Tensor, ...] = self._energy(images)
-        return levels
+        energies, energy_map, features, _ = self._energy(images)
+        return energies, energy_map, features
 
     @torch.inference_mode()
     def _run(self, compute: Compute, rows: NDArray[Any]) -> list[NDArray[Any]]:

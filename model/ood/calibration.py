@@ -1,49 +1,128 @@
 """Fit the OOD score, its p-values and the statistics for explanations on held-out images."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.noise import permutation
 from ddaebm.model.ood.explain import Explainer, fit_explainer
-from ddaebm.model.ood.levels import LevelStatistics, score_rows
-from ddaebm.model.ood.pixels import Pixels, fit_pixels
-from ddaebm.model.ood.scoring import Scorer, fit_scorer, require_enough, weights_beside
+from ddaebm.model.ood.levels import LevelStatistics, Scores, explain_levels, score_rows
+from ddaebm.model.ood.pixels import fit_pixels
+from ddaebm.model.ood.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside, with_spots
+from ddaebm.model.ood.spots import fit_spots
 from ddaebm.model.parallel import in_order, usable_cores
+from ddaebm.model.progress import Tick, say_nothing
 
 BATCH = 250
+FOLDS = 5
 LevelsOf: TypeAlias = Callable[[NDArray[np.uint8]], LevelStatistics]  # images (B, H, W, C) in the contract's form
 
 
-def level_rows(levels_of: LevelsOf, pixels: Pixels, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Compute `score_rows` of images (N, H, W, C) in batches."""
-    return np.concatenate([score_rows(part, levels, pixels) for part, levels in _levels(levels_of, images)])
+@dataclass(frozen=True)
+class Fitted:
+    """A score and its explanations."""
+
+    scorer: Scorer
+    explainer: Explainer
+
+    def score(self, images: NDArray[np.uint8], levels: LevelStatistics) -> Scores:
+        return Scores(*explain_levels(self.scorer, self.explainer, images, levels)[:4])
 
 
-def fit(
-    levels_of: LevelsOf, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]
-) -> tuple[Pixels, Scorer, Explainer]:
-    """Fit the OOD score of a model on images that its networks were not trained on.
+@dataclass(frozen=True)
+class CrossFitted:
+    """A score that is not calibrated, and the fits that leave out a fold each, for what would be biased otherwise."""
 
-    The energy maps of the reference images are computed three times, so that only a few batches are in memory at once.
+    fitted: Fitted
+    fold: NDArray[np.int64]  # of each reference image, (N,)
+    without: list[Fitted]  # fitted to all images but those of a fold; with the tails of `fitted`
+    scores: NDArray[np.float64]  # of each reference image by the fit that leaves it out, (N,)
+
+
+def look(levels_of: LevelsOf, images: NDArray[np.uint8], tick: Tick = say_nothing) -> LevelStatistics:
+    """The outputs of the energy network for images (N, H, W, C), all in memory."""
+    found = []
+    for part, levels in _batches(levels_of, images):
+        found.append(levels)
+        tick(len(part))
+    return LevelStatistics(*(np.concatenate(outputs) for outputs in zip(*found, strict=True)))
+
+
+def score_images(levels_of: LevelsOf, fitted: Fitted, images: NDArray[np.uint8], tick: Tick = say_nothing) -> Scores:
+    """Score images (N, H, W, C) in batches."""
+    found = []
+    for part, levels in _batches(levels_of, images):
+        found.append(fitted.score(part, levels))
+        tick(len(part))
+    return Scores(*(np.concatenate(outputs) for outputs in zip(*found, strict=True)))
+
+
+def cross_fit(images: NDArray[np.uint8], levels: LevelStatistics, calibration: int, seed: int = 0) -> CrossFitted:
+    """Fit the score to ordinary images (N, H, W, C), N >= 2, with the network's outputs `levels` for them.
+
+    Each of five folds is scored by a fit to the others. These scores are as those of new images, which those of images
+    that a score was fitted to are not. The tails of the two statistics are fitted to them.
+
+    Args:
+        calibration: Number of images that will give the p-values.
+        seed: Draws the folds.
+    """
+    fold = np.empty(len(images), np.int64)
+    fold[permutation(len(images), seed)] = np.arange(len(images)) % min(FOLDS, len(images))
+    without = [_fit(images, levels, np.flatnonzero(fold != number)) for number in range(fold.max() + 1)]
+    whole, hottest = np.empty(len(images)), np.empty(len(images))
+    for number, left_out in enumerate(without):
+        mine = np.flatnonzero(fold == number)
+        part, outputs = images[mine], levels.take(mine)
+        whole[mine] = left_out.scorer.whole(score_rows(part, outputs, left_out.explainer.pixels))
+        hottest[mine] = left_out.explainer.heatmaps(part, outputs.energy_map).max((1, 2))
+    complete = _fit(images, levels, np.arange(len(images)))
+    complete = replace(complete, scorer=with_spots(complete.scorer, whole, hottest, calibration))
+    tails = complete.scorer.tails
+    without = [replace(one, scorer=replace(one.scorer, tails=tails)) for one in without]
+    scores = np.empty(len(images))
+    for number, left_out in enumerate(without):
+        mine = np.flatnonzero(fold == number)
+        scores[mine] = left_out.score(images[mine], levels.take(mine)).ood_score
+    return CrossFitted(complete, fold, without, scores)
+
+
+def calibrated(fitted: Fitted, scores: Scores) -> Fitted:
+    """The same score with p-values from the `scores` of calibration images."""
+    explainer = fit_explainer(scores.energies, fitted.explainer.pixels, fitted.explainer.spots)
+    return Fitted(calibrate_scorer(fitted.scorer, scores.ood_score), explainer)
+
+
+def fit(levels_of: LevelsOf, reference: NDArray[np.uint8], calibration: NDArray[np.uint8]) -> Fitted:
+    """Fit the OOD score of a model on images that its networks were not trained on, and calibrate it.
+
+    The energy maps of the reference images are in memory, 4·T·H·W bytes each.
 
     Args:
         levels_of: Runs the energy network.
-        reference: Images for standardisation, uint8 (m, H, W, C).
+        reference: Images for the score, uint8 (m, H, W, C).
         calibration: Images for the p-values, uint8 (n, H, W, C), disjoint from `reference`.
 
     Raises:
         ConfigError: There are too few images.
     """
     require_enough(len(reference), len(calibration))
-    pixels = fit_pixels(lambda: (levels.energy_map for _, levels in _levels(levels_of, reference)))
-    num_steps = len(pixels.pixel_mean)
-    rows, calibration_rows = (level_rows(levels_of, pixels, images) for images in (reference, calibration))
-    scorer = fit_scorer(rows, calibration_rows, num_steps, weights_beside(num_steps))
-    return pixels, scorer, fit_explainer(calibration_rows[:, :num_steps], pixels)
+    fitted = cross_fit(reference, look(levels_of, reference), len(calibration)).fitted
+    return calibrated(fitted, score_images(levels_of, fitted, calibration))
 
 
-def _levels(levels_of: LevelsOf, images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], LevelStatistics]]:
+def _fit(images: NDArray[np.uint8], levels: LevelStatistics, index: NDArray[np.int64]) -> Fitted:
+    """The score of the images at `index`, without tails."""
+    images, levels = images[index], levels.take(index)
+    pixels, num_steps = fit_pixels(levels.energy_map), levels.energies.shape[1]
+    scorer = fit_scorer(score_rows(images, levels, pixels), num_steps, weights_beside(num_steps))
+    spots = fit_spots(pixels, images, levels.energy_map)
+    return Fitted(scorer, fit_explainer(levels.energies, pixels, spots))
+
+
+def _batches(levels_of: LevelsOf, images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], LevelStatistics]]:
     parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
     return in_order(lambda part: (part, levels_of(part)), parts, usable_cores())

@@ -6,11 +6,12 @@ from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.scoring import Scorer, weights_beside
 
 
-def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, height: int, width: int, count: int) -> None:
+def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, shape: tuple[int, int, int], count: int) -> None:
     """Check the shape, dtype and values of every array.
 
     Args:
         num_steps: T, the number of levels.
+        shape: (H, W, C) of the images.
         count: Number of calibration images.
 
     Raises:
@@ -18,10 +19,11 @@ def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, height: i
     """
     if scorer.whitening.ndim != 2 or scorer.surprise.ndim != 2:
         raise ValueError("whitening and surprise must be matrices")
+    height, width, channels = shape
     per_pixel = (num_steps, height, width)
     columns = len(scorer.whitening)  # D
     columns_and_beside = columns + len(weights_beside(num_steps))  # D + P
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "pixel_mean": per_pixel, "pixel_std": per_pixel, "log_offset": (num_steps, 1, 1),
         "log_mean": per_pixel, "log_std": per_pixel,
         "mean": (columns_and_beside,), "whitening": (columns, columns),
@@ -29,13 +31,22 @@ def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, height: i
         "calibration_scores": (count,), "log_energies": (num_steps, count),
     }  # fmt: skip
     arrays = vars(explainer.pixels) | vars(scorer) | {"log_energies": explainer.log_energies}
-    for name, shape in shapes.items():
+    if explainer.spots is not None:
+        of_place = num_steps + 9 * channels
+        shapes |= {
+            "grey_mean": shape, "grey_std": shape, "place_mean": (of_place,), "place_whitening": (of_place, of_place),
+            "unit": (1,), "tails": (2, 2),
+        }  # fmt: skip
+        arrays |= vars(explainer.spots)
+    for name, wanted in shapes.items():
         array = arrays[name]
-        if array.dtype not in (np.float32, np.float64) or array.shape != shape:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, not float {shape}")
+        if array.dtype not in (np.float32, np.float64) or array.shape != wanted:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not float {wanted}")
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds values that are not finite")
-        if name in ("pixel_std", "log_std", "log_offset") and array.min() <= 0:
+        if name in ("pixel_std", "log_std", "log_offset", "grey_std", "unit") and array.min() <= 0:
             raise ValueError(f"{name} holds values that are not above 0")
+        if name == "tails" and array[:, 1].min() <= 0:
+            raise ValueError(f"{name} holds scales that are not above 0")
         if name in ("calibration_scores", "log_energies") and (not count or (np.diff(array) < 0).any()):
             raise ValueError(f"{name} is empty or not ascending")

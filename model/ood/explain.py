@@ -1,8 +1,4 @@
-"""Explain a score: which level finds an image unusual, and at which pixels.
-
-The energy of a level is a sum over pixels, E_k = Σ_p E_k(p). Both explanations compare these energies with those of
-held-out images.
-"""
+"""Explain a score: which level finds an image unusual, and at which pixels."""
 
 from dataclasses import dataclass
 
@@ -10,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.ood.pixels import Pixels
+from ddaebm.model.ood.spots import Spots
 
 _SMOOTHING = 0.07  # std of the Gaussian, as a fraction of the image side; unsmoothed maps alternate from pixel to pixel
 
@@ -20,6 +17,7 @@ class Explainer:
 
     log_energies: NDArray[np.float32]  # (T, n), of the calibration images, ascending in each level
     pixels: Pixels
+    spots: Spots | None  # None in bundles of format 5
 
     def energy_quantiles(self, energies: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of calibration images with a lower energy at each level: energies (B, T) -> (B, T).
@@ -32,18 +30,21 @@ class Explainer:
         shares: NDArray[np.float64] = below / self.log_energies.shape[1]
         return shares
 
-    def heat(self, energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Heatmap of one image: energy map (T, H, W) -> (H, W), smoothed.
+    def heatmaps(self, images: NDArray[np.uint8], energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Images (B, H, W, C) and energy maps (B, T, H, W) -> heat (B, H, W); `model.ood.spots` has the unit.
 
-        The unit is the standard deviation of a pixel's energy over held-out images. Each pixel shows the level with the
-        largest deviation.
+        Without spots: the deviation of a pixel's energy at the level where it is largest, in standard deviations,
+        smoothed.
         """
-        return _smooth(self.pixels.standardise(energy_map).max(0))
+        if self.spots is not None:
+            return self.spots.heatmaps(self.pixels, images, energy_map)
+        deviations = self.pixels.standardise(energy_map).max(1)
+        return np.stack([_smooth(deviation) for deviation in deviations])
 
 
-def fit_explainer(log_energies: NDArray[np.floating], pixels: Pixels) -> Explainer:
-    """Make an explainer from log energies (n, T) of calibration images and pixel statistics of reference images."""
-    return Explainer(np.sort(log_energies.T.astype(np.float32), axis=1), pixels)
+def fit_explainer(energies: NDArray[np.floating], pixels: Pixels, spots: Spots | None) -> Explainer:
+    """Make an explainer from energies (n, T) of calibration images and statistics of reference images."""
+    return Explainer(np.sort(log_energies(energies).T.astype(np.float32), axis=1), pixels, spots)
 
 
 def log_energies(energies: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -5,8 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer, fine_detail, statistics
+from ddaebm.model.ood.spots import boxes
+from ddaebm.model.ood.tails import join
 
 
 class LevelStatistics(NamedTuple):
@@ -16,6 +19,10 @@ class LevelStatistics(NamedTuple):
     energy_map: NDArray[np.float32]  # (B, T, H, W); its sum over H and W is `energies`
     features: NDArray[np.float32]  # (B, T, F)
 
+    def take(self, index: NDArray[np.integer] | slice) -> "LevelStatistics":
+        """The outputs for some of the images."""
+        return LevelStatistics(*(output[index] for output in self))
+
 
 class Scores(NamedTuple):
     """Scores of B images."""
@@ -23,21 +30,42 @@ class Scores(NamedTuple):
     energies: NDArray[np.float32]  # (B, T)
     ood_score: NDArray[np.float64]  # (B,)
     p_value: NDArray[np.float64]  # (B,)
+    box: NDArray[np.int64]  # (B, 4), left, top, width, height of the spot that is the reason; zeros: the whole image is
+
+    def take(self, index: NDArray[np.integer]) -> "Scores":
+        """The scores of some of the images."""
+        return Scores(self.energies[index], self.ood_score[index], self.p_value[index], self.box[index])
 
 
 class Explained(NamedTuple):
-    """Scores of B images with the energy of each pixel."""
+    """Scores of B images with their heatmaps."""
 
     energies: NDArray[np.float32]  # (B, T)
     ood_score: NDArray[np.float64]  # (B,)
     p_value: NDArray[np.float64]  # (B,)
-    energy_map: NDArray[np.float32]  # (B, T, H, W)
+    box: NDArray[np.int64]  # (B, 4)
+    heat: NDArray[np.float64]  # (B, H, W)
 
 
-def explain_levels(scorer: Scorer, pixels: Pixels, images: NDArray[np.uint8], levels: LevelStatistics) -> Explained:
+def explain_levels(
+    scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics
+) -> Explained:
     """Score images (B, H, W, C) from the outputs `levels` of the energy network."""
-    ood_score = scorer.ood_score(score_rows(images, levels, pixels))
-    return Explained(levels.energies, ood_score, scorer.p_value(ood_score), levels.energy_map)
+    rows, heat = score_rows(images, levels, explainer.pixels), explainer.heatmaps(images, levels.energy_map)
+    box = np.zeros((len(images), 4), np.int64)
+    if scorer.has_spots:
+        parts = scorer.parts(rows, heat.max((1, 2)))
+        ood_score = join(parts)
+        spot = parts[:, 1] > parts[:, 0]
+        box[spot] = boxes(heat[spot])
+    else:
+        ood_score = scorer.whole(rows)
+    return Explained(levels.energies, ood_score, scorer.p_value(ood_score), box, heat)
+
+
+def because(box: NDArray[np.integer]) -> str:
+    """The reason for the score of an image with this box: "spot" or "whole"."""
+    return "spot" if box[2] else "whole"
 
 
 def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:

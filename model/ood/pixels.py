@@ -4,7 +4,7 @@ A few bad pixels hardly change the energy of a level, which is a sum over all pi
 far from the energies that these pixels have in ordinary images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 _SHARE = 0.03  # offset before the logarithm, as a share of a level's mean pixel energy; bounds logs of tiny energies
 _FLOOR = 0.5  # smallest pixel std, as a share of a level's mean std; corners that are always black have a std of 0
+_BATCH = 250  # images whose energies are in memory in float64
 _LEAST = 0.1  # smallest deviation of the largest pixel, in standard deviations, before the logarithm
 
 
@@ -30,27 +31,28 @@ class Pixels:
         z: NDArray[np.floating] = (energy_map - self.pixel_mean) / self.pixel_std
         return z
 
+    def standardise_logs(self, energy_map: NDArray[np.floating]) -> NDArray[np.float32]:
+        """As `standardise`, of the logarithms of energies."""
+        logs: NDArray[np.float32] = (_logs(energy_map, self.log_offset) - self.log_mean) / self.log_std
+        return logs
+
     def statistics(self, energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
         """Two statistics of each level, in logarithms: energy maps (B, T, H, W) -> (B, 2T).
 
         The first T columns are the largest standardised log energy of a pixel, which detects single bad pixels. The
         last T are the root mean square of the standardised energies, which detects many.
         """
-        logs = (_logs(energy_map, self.log_offset) - self.log_mean) / self.log_std
-        largest = np.log(np.maximum(logs.max((2, 3)), _LEAST), dtype=np.float64)
+        largest = np.log(np.maximum(self.standardise_logs(energy_map).max((2, 3)), _LEAST), dtype=np.float64)
         norm = np.log(np.square(self.standardise(energy_map)).mean((2, 3)) + 1e-12, dtype=np.float64) / 2
         return np.hstack([largest, norm])
 
 
-def fit_pixels(energy_maps: Callable[[], Iterable[NDArray[np.floating]]]) -> Pixels:
-    """Fit the statistics of the reference images.
-
-    Args:
-        energy_maps: Returns an iterable over batches of energy maps (n, T, H, W). It is called twice.
-    """
-    mean, std = moments(energy_maps())
+def fit_pixels(energy_map: NDArray[np.floating]) -> Pixels:
+    """Fit the statistics of ordinary images, from their energy maps (N, T, H, W)."""
+    batches = [energy_map[start : start + _BATCH] for start in range(0, len(energy_map), _BATCH)]
+    mean, std = moments(batches)
     offset = np.maximum(_SHARE * mean.mean((1, 2), keepdims=True), 1e-12).astype(np.float32)
-    log_mean, log_std = moments(_logs(maps, offset) for maps in energy_maps())
+    log_mean, log_std = moments(_logs(maps, offset) for maps in batches)
     single = (
         np.asarray(of, np.float32) for of in (mean, _floored(std, 1e-12), offset, log_mean, _floored(log_std, 1e-6))
     )

@@ -1,6 +1,7 @@
 """The OOD score of an image, and its conformal p-value.
 
-The score is a sum of
+The score joins two statistics (`model/ood/tails.py`): one of the hottest spot (`model/ood/spots.py`), and one of the
+whole image. The latter is a sum of
 
 - the squared Mahalanobis distance of the log energies and hidden features of all T levels,
 - the residual of each log energy given the features. A high energy may mean a complex image (a striped shirt) or one of
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.ood.conformal import firing
 from ddaebm.model.ood.explain import log_energies
+from ddaebm.model.ood.tails import fit_tails, tail_scores
 
 Floats = NDArray[np.float64]
 
@@ -66,15 +68,26 @@ class Scorer:
     """A fitted score, and the scores of the calibration images.
 
     S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖².
+
+    Bundles of format 5 have no spots; their score is S itself.
     """
 
     mean: Floats  # (D + P,), P = 2T + 1
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
     surprise: Floats  # (4T + 2P, D + P), weighted rows for r, -r, z, -z, then (a, b, d) and (-a, -b, -d)
     calibration_scores: Floats  # (n,), ascending
+    tails: Floats  # (2, 2), `model.ood.tails.fit_tails`; (0, 2) without spots
 
-    def ood_score(self, rows: Floats) -> Floats:
-        """OOD scores (B,), without a unit; high means out of distribution.
+    @property
+    def has_spots(self) -> bool:
+        return len(self.tails) > 0
+
+    def parts(self, rows: Floats, hottest: Floats) -> Floats:
+        """The tail scores of the whole image and of its hottest spot, (B, 2); the larger one is the reason."""
+        return tail_scores(_logs(np.stack([self.whole(rows), hottest], 1)), self.tails)
+
+    def whole(self, rows: Floats) -> Floats:
+        """S of the whole image, (B,), without a unit.
 
         Args:
             rows: Output of `model.ood.levels.score_rows`, (B, D + P).
@@ -113,8 +126,8 @@ class Scorer:
         return max(0.05, self.smallest_p)
 
 
-def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
-    """Fit a score on `reference` rows (m, D + P), and calibrate it on disjoint `calibration` rows (n, D + P).
+def fit_scorer(reference: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
+    """Fit the statistic of the whole image to `reference` rows (m, D + P): a score without spots or calibration.
 
     The covariance of the standardised rows is shrunk towards a multiple of the identity by oracle approximating
     shrinkage (Chen, Wiesel, Eldar, Hero 2010, *Shrinkage algorithms for MMSE covariance estimation*, eq. 23).
@@ -122,11 +135,7 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequ
     Args:
         levels: T, the number of log energies, which are the first columns; 0 gives the distance alone.
         beside: Weights of the residuals of the last P columns, which do not enter the distance.
-
-    Raises:
-        ConfigError: There are fewer than two reference rows, or no calibration rows.
     """
-    require_enough(len(reference), len(calibration))
     mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
     standard = (reference - mean) / std
     dim = len(mean) - len(beside)
@@ -136,7 +145,7 @@ def fit_scorer(reference: Floats, calibration: Floats, levels: int, beside: Sequ
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std[:dim]
     surprise = _surprise(standard, levels, beside) / std
-    return calibrate_scorer(Scorer(mean, whitening, surprise, np.empty(0)), calibration)
+    return Scorer(mean, whitening, surprise, np.empty(0), np.empty((0, 2)))
 
 
 def require_enough(reference: int, calibration: int) -> None:
@@ -179,9 +188,19 @@ def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:
     return rows
 
 
-def calibrate_scorer(scorer: Scorer, calibration: Floats) -> Scorer:
-    """Return the same score with p-values from `calibration` rows (n, D + P)."""
-    return replace(scorer, calibration_scores=np.sort(scorer.ood_score(calibration)))
+def calibrate_scorer(scorer: Scorer, scores: Floats) -> Scorer:
+    """Return the same score with p-values from the `scores` of calibration images, (n,)."""
+    return replace(scorer, calibration_scores=np.sort(scores))
+
+
+def with_spots(scorer: Scorer, whole: Floats, hottest: Floats, calibration: int) -> Scorer:
+    """Return the score with a spot's part. Args as `model.ood.tails.fit_tails`, without the logarithms."""
+    return replace(scorer, tails=fit_tails(_logs(whole), _logs(hottest), calibration))
+
+
+def _logs(values: Floats) -> Floats:
+    logs: Floats = np.log(np.maximum(values, 1e-12))
+    return logs
 
 
 def _oas_weight(covariance: Floats, count: int) -> float:

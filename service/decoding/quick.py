@@ -10,7 +10,7 @@ from ddaebm.model.images.decode import Decoded, check_size, convert
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.header import JPEG, PNG, SIGNATURES, stated_size
 from ddaebm.model.images.readers import open_entry
-from ddaebm.service.decoding.processes import Job
+from ddaebm.service.decoding.slot import Job
 from ddaebm.service.settings import Settings
 
 # PNG and JPEG take time in proportion to their pixels and bytes, whatever they hold: 30 ms at most within these.

@@ -66,7 +66,7 @@ class ScoreQuery(BaseModel):
         lt=1,
         description="adds selected to each image: of those that are, such a share is a false alarm",
     )
-    heatmap: bool = Field(False, description="add a picture of where each image's energy sits")
+    heatmap: bool = Field(False, description="add a picture of where each image is strange")
     model: str | None = Field(None, description="name of a loaded model; absent: the first")
 
 
@@ -97,8 +97,10 @@ class Score(BaseModel):
     p_value: float = Field(description="conformal: P(p <= alpha) <= alpha for an in-distribution image")
     is_ood: bool = Field(description="p_value <= alpha")
     selected: bool | None = Field(None, description="with fdr=q: by Benjamini–Hochberg over this request's images")
+    because: Literal["whole", "spot"] = Field(description="what makes the score: the whole image, or its hottest spot")
+    box: list[int] | None = Field(None, description="of the spot: left, top, width, height, in pixels of the model")
     resized: bool = Field(description="the image had another size than the model takes")
-    heatmap: str | None = Field(None, description="with heatmap=true: base64 PNG, bright where the energy sits")
+    heatmap: str | None = Field(None, description="with heatmap=true: base64 PNG, bright where it is strange")
 
 
 class Unreadable(BaseModel):
@@ -135,6 +137,20 @@ class Calibration(BaseModel):
     false_alarm_intervals: list[FalseAlarms] = Field(description="99 % intervals, exact")
 
 
+class Caught(BaseModel):
+    fault: str
+    severity: str
+    auroc: float
+    caught: float = Field(description="share of faulty images with p_value <= alpha")
+
+
+class Fit(BaseModel):
+    fitted: int = Field(description="images that the score was fitted to")
+    calibrated: int
+    alpha: float
+    power: list[Caught] = Field(description="ordinary images made faulty, and what is caught of them; the worst first")
+
+
 class ModelInfo(BaseModel):
     name: str
     digest: str
@@ -142,6 +158,8 @@ class ModelInfo(BaseModel):
     num_steps: int
     preprocessing: Preprocessing
     calibration: Calibration
+    form: Literal["whole", "whole and spot"] = Field(description="what the score is made of")
+    fit: Fit | None = Field(None, description="of `ddaebm fit`; absent for a bundle that it did not make")
 
 
 class ModelList(BaseModel):

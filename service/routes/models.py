@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from ddaebm.model.engine import Engine
 from ddaebm.model.ood.conformal import false_alarm_interval
-from ddaebm.service.http.schemas import Calibration, FalseAlarms, ModelInfo, ModelList, Preprocessing
+from ddaebm.service.http.schemas import Calibration, FalseAlarms, Fit, ModelInfo, ModelList, Preprocessing
 from ddaebm.service.state import Shared
 
 router = APIRouter(tags=["models"])
@@ -29,14 +29,16 @@ def describe(engine: Engine) -> ModelInfo:
         num_steps=engine.num_steps,
         preprocessing=Preprocessing(**dataclasses.asdict(engine.contract)),
         calibration=Calibration(size=size, smallest_p=scorer.smallest_p, false_alarm_intervals=intervals),
+        form="whole and spot" if scorer.has_spots else "whole",
+        fit=None if engine.fit is None else Fit.model_validate(engine.fit),
     )
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model_exclude_none=True)
 async def list_models(service: Shared) -> ModelList:
     return ModelList(models=[describe(engine) for engine in service.registry.engines.values()])
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name}", response_model_exclude_none=True)
 async def get_model(name: str, service: Shared) -> ModelInfo:
     return describe(service.registry.find(name))

@@ -130,7 +130,7 @@ async def _draw(body: SampleRequest, request: Request, service: Service, context
     if body.best_of > 1:
         kept = np.sort(np.argsort(scores.ood_score, kind="stable")[: body.n])
         seeds, images = seeds[kept], images[kept]
-        scores = Scores(scores.energies[kept], scores.ood_score[kept], scores.p_value[kept])
+        scores = scores.take(kept)
     return Drawn(engine, seeds, images, scores if body.include else None)
 
 

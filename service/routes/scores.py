@@ -15,9 +15,9 @@ from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import Decoded
 from ddaebm.model.images.encode import encode_png, overlay
 from ddaebm.model.ood.conformal import fdr_threshold
-from ddaebm.model.ood.levels import Explained, Scores
-from ddaebm.service.decoding.processes import Job
+from ddaebm.model.ood.levels import Explained, Scores, because
 from ddaebm.service.decoding.quick import decode_quick
+from ddaebm.service.decoding.slot import Job
 from ddaebm.service.http.context import Context, Deadline, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.paths import UPLOADS, traits
@@ -114,14 +114,15 @@ def respond(
         p_value = float(scores.p_value[row])
         picture = None
         if isinstance(scores, Explained):
-            heat = engine.explainer.heat(scores.energy_map[row])
-            picture = base64.b64encode(encode_png(overlay(item.pixels, heat))).decode()
+            picture = base64.b64encode(encode_png(overlay(item.pixels, scores.heat[row]))).decode()
+        reason = because(scores.box[row])
         results.append(
             Score(
                 index=index, name=name, energies=scores.energies[row].tolist(),
                 energy_quantiles=quantiles[row].tolist(), ood_score=float(scores.ood_score[row]),
                 p_value=p_value, is_ood=p_value <= alpha, resized=item.resized, heatmap=picture,
                 selected=None if threshold is None else p_value <= threshold,
+                because=reason, box=scores.box[row].tolist() if reason == "spot" else None,
             )
         )  # fmt: skip
         row += 1

@@ -49,9 +49,10 @@ def models(service: Service) -> dict[str, V2Model]:
         images = TensorSpec("images", "UINT8", image)
         numbers = TensorSpec("ood_score", "FP64", (-1, 1)), TensorSpec("p_value", "FP64", (-1, 1))
         energies = TensorSpec("energies", "FP32", (-1, engine.num_steps))
+        box = TensorSpec("box", "INT64", (-1, 4))  # of the spot that is the reason; zeros: the whole image is
         sampler = V2Model(f"{engine.name}-sampler", engine, Operation(engine, "sample"),
                           TensorSpec("seeds", "INT64", (-1, 1)), (images,), MAX_SAMPLES)  # fmt: skip
-        scorer = V2Model(f"{engine.name}-scorer", engine, Operation(engine, "score"), images, (energies, *numbers),
+        scorer = V2Model(f"{engine.name}-scorer", engine, Operation(engine, "score"), images, (energies, *numbers, box),
                          service.settings.max_files)  # fmt: skip
         found |= {sampler.name: sampler, scorer.name: scorer}
     return found

@@ -23,16 +23,19 @@ from ddaebm.model.errors import (
 )
 from ddaebm.model.files import encode_npy
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
+from ddaebm.model.ood.spots import Spots
 
 CONFIG = ModelConfig(data_shape=(1, 16, 16))
-SCORER = Scorer(np.arange(17.0), np.eye(8) * 2, np.ones((2, 17)), np.arange(10.0))
+SCORER = Scorer(np.arange(17.0), np.eye(8) * 2, np.ones((2, 17)), np.arange(10.0), np.ones((2, 2)))
 PIXELS = Pixels(
     *(np.full((4, *side), 3 + i, np.float32) for i, side in enumerate([(16, 16), (16, 16), (1, 1), (16, 16), (16, 16)]))
 )
-EXPLAINER = Explainer(np.full((4, 10), 2, np.float32), PIXELS)
+SPOTS = Spots(*(np.full(shape, 2, np.float32) for shape in [(16, 16, 1), (16, 16, 1), (13,), (13, 13), (1,)]))
+EXPLAINER = Explainer(np.full((4, 10), 2, np.float32), PIXELS, SPOTS)
 SPLITS = {"train": {"count": 3}, "calibration": {"count": 10, "sha256": "ca"}}
 TRAINED_ON = np.array([3, 5], np.uint64)
 NEEDED = [*WEIGHTS, *sorted(set(WEIGHTS.values()))]
@@ -44,7 +47,7 @@ FILES = {name: name.encode() * 10 for name in NEEDED} | {
 
 def write(path: Path, name: str = "demo", files: dict[str, bytes] = FILES) -> Bundle:
     form, training = Contract(16, 16, 1), {"recipe": "debug"}
-    return write_bundle(path, name, CONFIG, form, PIXELS, SCORER, EXPLAINER, training, SPLITS, files)
+    return write_bundle(path, name, CONFIG, form, Fitted(SCORER, EXPLAINER), training, SPLITS, files)
 
 
 @pytest.fixture
@@ -69,12 +72,13 @@ def test_round_trip(tmp_path: Path) -> None:
     loaded = load_bundle(tmp_path / "a" / "demo")
     assert (loaded.name, loaded.config, loaded.contract) == ("demo", CONFIG, Contract(16, 16, 1))
     assert (loaded.training, loaded.splits) == ({"recipe": "debug"}, SPLITS)
-    for field in ("mean", "whitening", "surprise", "calibration_scores"):
+    for field in ("mean", "whitening", "surprise", "calibration_scores", "tails"):
         np.testing.assert_array_equal(getattr(loaded.scorer, field), getattr(SCORER, field))
     for field in ("pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std"):
-        np.testing.assert_array_equal(getattr(loaded.pixels, field), getattr(PIXELS, field))
+        np.testing.assert_array_equal(getattr(loaded.explainer.pixels, field), getattr(PIXELS, field))
     np.testing.assert_array_equal(loaded.explainer.log_energies, EXPLAINER.log_energies)
-    assert loaded.explainer.pixels is loaded.pixels
+    for field in vars(SPOTS):
+        np.testing.assert_array_equal(getattr(loaded.explainer.spots, field), getattr(SPOTS, field))
     np.testing.assert_array_equal(loaded.fingerprints(), TRAINED_ON)
     assert loaded.read("sampler.onnx") == FILES["sampler.onnx"]
     (loaded.path / "stray.txt").write_text("nobody vouches for it")

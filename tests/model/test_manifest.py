@@ -23,7 +23,7 @@ bundle = test_bundle.bundle  # the fixture
 @pytest.mark.parametrize(
     "contents",
     [b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b"{}", b'{"format_version": "1", "files": {}}',
-     b'{"format_version": 5, "files": []}', b"[" * 100_000],
+     b'{"format_version": 6, "files": []}', b"[" * 100_000],
     ids=["empty", "cut", "list", "null", "number", "not text", "no fields", "version", "files", "deep"],
 )  # fmt: skip
 def test_a_manifest_that_is_none_is_a_bundle_error(bundle: Path, contents: bytes) -> None:

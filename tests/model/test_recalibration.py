@@ -22,13 +22,13 @@ def test_an_image_at_alpha_counts_as_flagged(debug_bundle: Path, tmp_path: Path)
     p_values = OnnxEngine(old).score(images).p_value
     alpha = float(np.sort(p_values)[len(images) // 2])
     assert (p_values < alpha).mean() < (p_values <= alpha).mean() < 1
-    _, before = calibrate(old, images, tmp_path / "new", alpha)
+    _, before, _ = calibrate(old, images, tmp_path / "new", alpha)
     assert before == (p_values <= alpha).mean()
 
 
 def test_the_fewest_images_that_can_give_alpha_are_enough(debug_bundle: Path, tmp_path: Path) -> None:
     old = load_bundle(debug_bundle)
-    new, _ = calibrate(old, STRANGE[:19], tmp_path / "new", 0.05)
+    new, _, _ = calibrate(old, STRANGE[:19], tmp_path / "new", 0.05)
     assert new.scorer.smallest_p == 0.05
     with pytest.raises(DataError, match=r"18 images cannot give a p-value of 0\.05; give at least 19"):
         calibrate(old, STRANGE[:18], tmp_path / "other", 0.05)

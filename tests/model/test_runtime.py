@@ -18,6 +18,7 @@ from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.ood.scoring import fine_detail
+from ddaebm.model.ood.tails import join
 from ddaebm.model.runtime import OnnxEngine, choose_providers, engine_cache
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import load_data, split, to_tensor
@@ -210,11 +211,12 @@ def test_scores_do_not_depend_on_the_batch(runtime: OnnxEngine) -> None:
 def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: OnnxEngine) -> None:
     images = np.random.default_rng(1).integers(0, 256, (4, 16, 16, 1), dtype=np.uint8)
     scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
-    of_pixels = runtime.bundle.pixels.statistics(levels.energy_map)
+    of_pixels = runtime.explainer.pixels.statistics(levels.energy_map)
     rows = np.hstack(
         [np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels, fine_detail(images)]
     )
-    np.testing.assert_allclose(scores.ood_score, scorer.ood_score(rows))
+    hottest = runtime.explainer.heatmaps(images, levels.energy_map).max((1, 2))
+    np.testing.assert_allclose(scores.ood_score, join(scorer.parts(rows, hottest)))
     calibration = scorer.calibration_scores
     expected = [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in scores.ood_score]
     np.testing.assert_allclose(scores.p_value, expected)

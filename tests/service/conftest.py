@@ -30,6 +30,7 @@ from ddaebm.service.queue.batching import Batcher
 from ddaebm.service.queue.scheduling import Arrays
 from ddaebm.service.settings import Settings
 
+SPOT = 250  # grey level above which the fake engine has a spot as the reason, with the box [2, 1, 3, 4]
 PATIENCE = 10.0  # seconds that a test waits for what should take milliseconds
 
 Rows = NDArray[np.int64]
@@ -45,10 +46,14 @@ class FakeEngine:
     workers = 1
     num_steps = 4
     contract = Contract(8, 6, 1)
-    scorer = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0))  # the smallest p is 0.01
+    scorer = Scorer(
+        np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0), np.empty((0, 2))
+    )  # the smallest p is 0.01
     explainer = fit_explainer(
-        np.log(np.outer(np.arange(1, 101), np.arange(1, 5))), Pixels(*np.ones((5, 4, 8, 6), np.float32))
+        np.outer(np.arange(1, 101), np.arange(1, 5)), Pixels(*np.ones((5, 4, 8, 6), np.float32)), None
     )
+
+    fit = None
 
     def __init__(self, name: str = "fake") -> None:
         self.name = name
@@ -69,15 +74,16 @@ class FakeEngine:
         assert images.shape[1:] == self.contract.shape
         level = images.reshape(len(images), -1).mean(1)
         energies = np.outer(level, np.arange(1, 1 + self.num_steps)).astype(np.float32)
-        return Scores(energies, level, self.scorer.p_value(level))
+        box = np.where(level[:, None] > SPOT, [2, 1, 3, 4], 0)
+        return Scores(energies, level, self.scorer.p_value(level), box)
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
-        """All of the energy sits in the first pixel."""
+        """All of the heat is in the first pixel."""
         scores = self.score(images)
         self.calls[-1] = ("explain", len(images))
-        energy_map = np.zeros((len(images), self.num_steps, *self.contract.shape[:2]), np.float32)
-        energy_map[:, :, 0, 0] = scores.energies
-        return Explained(*scores, energy_map)
+        heat = np.zeros((len(images), *self.contract.shape[:2]))
+        heat[:, 0, 0] = scores.ood_score
+        return Explained(*scores, heat)
 
     def warm_up(self, max_batch: int) -> None:
         self.warmed_up = max_batch

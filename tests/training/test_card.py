@@ -7,7 +7,7 @@ import numpy as np
 from ddaebm.model.ood.scoring import Scorer
 from ddaebm.training.card import model_card
 
-SCORER = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(249.0))
+SCORER = Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(249.0), np.empty((0, 2)))
 TRAINING = {"trained_steps": 1234, "batch_size": 56, "seed": 7, "torch": "9.9"}
 SPLITS = {"train": {"count": 2400, "sha256": "abc"}, "calibration": {"count": 249, "sha256": "def"}}
 REPORT: dict[str, Any] = {

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from ddaebm.model.bundle import load_bundle
+from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.conformal import false_alarm_interval
+from ddaebm.model.ood.power import auroc
 from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import load_data, split
-from ddaebm.training.evaluate import auroc, ood_report
+from ddaebm.training.evaluate import ood_report
 
 
 @pytest.fixture(scope="module")
@@ -18,21 +20,11 @@ def runtime(debug_bundle: Path) -> OnnxEngine:
     return OnnxEngine(load_bundle(debug_bundle), device="cpu", threads=1)
 
 
-def test_auroc_is_the_share_of_pairs_in_order_ties_half() -> None:
-    rng = np.random.default_rng(0)
-    inside, outside = rng.integers(0, 6, 40).astype(float), rng.integers(2, 8, 30).astype(float)
-    pairs = [(o > i) + 0.5 * (o == i) for i in inside for o in outside]
-    assert auroc(inside, outside) == pytest.approx(np.mean(pairs))
-    assert auroc(np.zeros(3), np.ones(4)) == 1
-
-
 def test_report_is_what_the_scores_say(runtime: OnnxEngine) -> None:
     inside = split(load_data("shapes", runtime.bundle.config)).choice
     outside = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)
     scorer = runtime.bundle.scorer
-    report = ood_report(
-        runtime.level_statistics, runtime.bundle.pixels, scorer, 4, inside, {"noise": outside, "itself": inside}
-    )
+    report = ood_report(runtime.level_statistics, runtime.bundle.fitted, inside, {"noise": outside, "itself": inside})
     a, b = runtime.score(inside), runtime.score(outside)
 
     assert report["test_images"] == len(inside)
@@ -51,8 +43,9 @@ def test_report_is_what_the_scores_say(runtime: OnnxEngine) -> None:
 def test_an_alpha_that_can_never_fire_is_left_out(runtime: OnnxEngine) -> None:
     whole = runtime.bundle.scorer
     scorer = dataclasses.replace(whole, calibration_scores=whole.calibration_scores[:30])
+    fitted = Fitted(scorer, runtime.explainer)
     images = load_data("shapes", runtime.bundle.config)[:10]
-    report = ood_report(runtime.level_statistics, runtime.bundle.pixels, scorer, 4, images, {"same": images})
+    report = ood_report(runtime.level_statistics, fitted, images, {"same": images})
     assert [row["alpha"] for row in report["false_alarms"]] == [0.05, 0.1]
     assert set(report["ood"]["same"]["detected"]) == {"0.05", "0.1"}
 
@@ -63,7 +56,8 @@ def test_an_image_at_alpha_is_an_alarm(runtime: OnnxEngine) -> None:
     # With 19 calibration scores p-values are multiples of 1/20, so many are 0.05 or 0.1 exactly.
     scores = np.sort(runtime.score(images).ood_score)
     scorer = dataclasses.replace(whole, calibration_scores=scores[3::3][:19])
-    report = ood_report(runtime.level_statistics, runtime.bundle.pixels, scorer, 4, images, {"same": images})
+    fitted = Fitted(scorer, runtime.explainer)
+    report = ood_report(runtime.level_statistics, fitted, images, {"same": images})
     p_values = scorer.p_value(runtime.score(images).ood_score)
     for row in report["false_alarms"]:
         alpha = row["alpha"]

@@ -19,11 +19,11 @@ from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.nets.networks import Generator
 from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
+from ddaebm.model.ood.power import auroc
 from ddaebm.model.progress import progress
 from ddaebm.model.sampling import Noise, draw_noise
 from ddaebm.training.classifier import Classifier, describe_images, read_classifier
 from ddaebm.training.data import Splits, split
-from ddaebm.training.evaluate import auroc
 from ddaebm.training.reproduce.figure import (
     Arrays,
     claim,

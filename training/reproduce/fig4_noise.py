@@ -17,10 +17,10 @@ from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.networks import EnergyNet
 from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import random_word
+from ddaebm.model.ood.power import auroc
 from ddaebm.model.progress import progress
 from ddaebm.model.schedule import make_schedule
 from ddaebm.training.data import to_tensor
-from ddaebm.training.evaluate import auroc
 from ddaebm.training.reproduce.figure import (
     Arrays,
     claim,

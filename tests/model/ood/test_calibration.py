@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import Bundle, load_bundle
 from ddaebm.model.errors import BundleError, ConfigError, DataError
 from ddaebm.model.images.arrays import fingerprints
-from ddaebm.model.ood.calibration import BATCH, fit, level_rows
+from ddaebm.model.ood.calibration import BATCH, fit, look, score_images
+from ddaebm.model.ood.levels import score_rows
 from ddaebm.model.recalibration import calibrate
 from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import Splits, load_data, split
@@ -42,18 +43,20 @@ def unseen(bundle: Bundle, splits: Splits) -> Images:
 
 def test_rows_do_not_depend_on_the_batching(runtime: OnnxEngine) -> None:
     images = load_data("shapes", runtime.bundle.config)[: BATCH + 3]
-    pixels = runtime.bundle.pixels
-    rows = level_rows(runtime.level_statistics, pixels, images)
-    features = runtime.level_statistics(images[:1]).features
-    assert rows.shape == (BATCH + 3, 4 + features.size + 9)
-    np.testing.assert_allclose(
-        rows[-3:], level_rows(runtime.level_statistics, pixels, images[-3:]), rtol=1e-4, atol=1e-5
-    )
+    fitted, pixels = runtime.bundle.fitted, runtime.explainer.pixels
+    levels = look(runtime.level_statistics, images)
+    rows = score_rows(images, levels, pixels)
+    assert rows.shape == (BATCH + 3, 4 + levels.features[0].size + 9)
+    last = look(runtime.level_statistics, images[-3:])
+    np.testing.assert_allclose(rows[-3:], score_rows(images[-3:], last, pixels), rtol=1e-4, atol=1e-5)
+    together, alone = (score_images(runtime.level_statistics, fitted, part) for part in (images, images[-3:]))
+    np.testing.assert_allclose(together.ood_score[-3:], alone.ood_score, rtol=1e-4)
 
 
 def test_pixels_are_standardised_by_the_reference_images(runtime: OnnxEngine, splits: Splits) -> None:
     reference = splits.reference[:BATCH]
-    pixels, _, _ = fit(runtime.level_statistics, np.concatenate([reference, reference]), splits.calibration[:30])
+    twice = fit(runtime.level_statistics, np.concatenate([reference, reference]), splits.calibration[:30])
+    pixels = twice.explainer.pixels
     maps = runtime.level_statistics(reference).energy_map
     np.testing.assert_allclose(pixels.pixel_mean, maps.mean(0), rtol=1e-4)
     wide = maps.std(0) > maps.std(0).mean((1, 2), keepdims=True)
@@ -65,11 +68,12 @@ def test_pixels_are_standardised_by_the_reference_images(runtime: OnnxEngine, sp
 
 
 def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: OnnxEngine, splits: Splits) -> None:
-    pixels, scorer, _ = fit(runtime.level_statistics, splits.reference, splits.calibration)
+    fitted = fit(runtime.level_statistics, splits.reference, splits.calibration)
+    pixels, scorer = fitted.explainer.pixels, fitted.scorer
     for field in ("pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std"):
-        np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.bundle.pixels, field), rtol=1e-5)
-    rows = level_rows(runtime.level_statistics, pixels, splits.calibration)
-    np.testing.assert_allclose(np.sort(scorer.ood_score(rows)), runtime.bundle.scorer.calibration_scores, rtol=1e-3)
+        np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.explainer.pixels, field), rtol=1e-5)
+    scores = score_images(runtime.level_statistics, fitted, splits.calibration).ood_score
+    np.testing.assert_allclose(np.sort(scores), runtime.scorer.calibration_scores, rtol=1e-3)
     assert np.abs(scorer.surprise[:16, -9:]).max() == 0
     assert np.abs(scorer.surprise[16:, -9:]).max(1).min() > 0
 
@@ -80,7 +84,7 @@ def test_nothing_to_fit_on_is_refused(runtime: OnnxEngine, splits: Splits) -> No
 
 
 def test_its_own_images_give_the_same_p_values(bundle: Bundle, unseen: Images, tmp_path: Path) -> None:
-    again, before = calibrate(bundle, unseen, tmp_path / "again", 0.05)
+    again, before, _ = calibrate(bundle, unseen, tmp_path / "again", 0.05)
     for ours, theirs in (
         (again.scorer.calibration_scores, bundle.scorer.calibration_scores),
         (again.explainer.log_energies[0], bundle.explainer.log_energies[0]),
@@ -95,7 +99,7 @@ def test_its_own_images_give_the_same_p_values(bundle: Bundle, unseen: Images, t
 def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path: Path) -> None:
     """Inverted images are in distribution after recalibration on half of them."""
     inverted = 255 - load_data("shapes", bundle.config)[:600]
-    new, before = calibrate(bundle, inverted[:300], tmp_path / "new", 0.1)
+    new, before, _ = calibrate(bundle, inverted[:300], tmp_path / "new", 0.1)
     assert before > 0.5
     scores = OnnxEngine(new, device="cpu", threads=1).score(inverted[300:])
     assert (scores.p_value <= 0.1).mean() < 0.2
@@ -107,7 +111,7 @@ def test_shifted_images_are_ordinary_once_calibrated_on(bundle: Bundle, tmp_path
     assert "300 other images" in card
     with pytest.raises(BundleError, match="is the bundle to calibrate"):
         calibrate(new, inverted[300:], tmp_path / "x" / ".." / "new", 0.1)
-    twice, _ = calibrate(new, inverted[300:], tmp_path / "twice", 0.1, "night")
+    twice, _, _ = calibrate(new, inverted[300:], tmp_path / "twice", 0.1, "night")
     assert (new.name, twice.name) == (bundle.name, "night")
     assert twice.read("README.md").decode().count("Calibrated anew") == 1
 
@@ -119,7 +123,7 @@ def test_too_few_images_are_refused_with_the_number_needed(
     with pytest.raises(DataError, match=f"{needed - 1} images cannot give .* at least {needed} images,"):
         calibrate(bundle, unseen[: needed - 1], tmp_path / "out", alpha)
     assert not (tmp_path / "out").exists()
-    new, _ = calibrate(bundle, unseen[:needed], tmp_path / "out", alpha)
+    new, _, _ = calibrate(bundle, unseen[:needed], tmp_path / "out", alpha)
     assert new.scorer.smallest_p <= alpha
     assert math.isfinite(new.scorer.threshold(alpha))
 

@@ -34,7 +34,7 @@ ARRAYS = {
 @pytest.mark.parametrize(
     "name",
     ["pixel_mean", "pixel_std", "log_offset", "log_mean", "log_std", "mean", "whitening", "surprise",
-     "calibration_scores", "log_energies"],
+     "calibration_scores", "log_energies", "tails", "grey_mean", "grey_std", "place_mean", "place_whitening", "unit"],
 )  # fmt: skip
 def test_an_array_that_would_fail_or_lie_later_is_refused(
     bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]
@@ -52,7 +52,8 @@ def test_an_array_that_would_fail_or_lie_later_is_refused(
 @pytest.mark.parametrize(
     ("name", "change"),
     [("calibration_scores", lambda a: a[::-1]), ("log_energies", lambda a: np.sort(a + np.arange(10))[:, ::-1]),
-     ("pixel_std", np.zeros_like), ("log_std", lambda a: -a), ("log_offset", np.zeros_like)],
+     ("pixel_std", np.zeros_like), ("log_std", lambda a: -a), ("log_offset", np.zeros_like),
+     ("grey_std", np.zeros_like), ("unit", np.zeros_like), ("tails", np.zeros_like)],
 )  # fmt: skip
 def test_values_that_an_array_cannot_have_are_refused(
     bundle: Path, name: str, change: Callable[[np.ndarray], np.ndarray]

@@ -12,12 +12,17 @@ from ddaebm.model.ood.pixels import fit_pixels
 def flat(shape: tuple[int, int, int], std: NDArray[np.float64] | float = 1.0) -> Explainer:
     """Every pixel has mean 10 and the std given."""
     unlike = np.stack([10 - np.broadcast_to(std, shape), 10 + np.broadcast_to(std, shape)])
-    return fit_explainer(np.zeros((1, shape[0])), fit_pixels(lambda: [unlike]))
+    return fit_explainer(np.ones((1, shape[0])), fit_pixels(unlike), None)
+
+
+def heat(explainer: Explainer, energy_map: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of a bundle of format 5, for one image."""
+    return explainer.heatmaps(np.zeros((1, *energy_map.shape[1:], 1), np.uint8), energy_map[None])[0]
 
 
 def test_quantiles_count_the_calibration_images_of_lower_energy() -> None:
     known = np.array([[1.0, 40.0], [2.0, 30.0], [4.0, 20.0], [4.0, 10.0]])
-    explainer = fit_explainer(np.log(known), flat((2, 3, 3)).pixels)
+    explainer = fit_explainer(known, flat((2, 3, 3)).pixels, None)
     energies = np.array([[0.5, 50.0], [2.5, 10.0], [4.0, 31.0], [9.0, 0.0]], np.float32)
     expected = [[0, 1], [0.5, 0], [0.5, 0.75], [1, 0]]
     np.testing.assert_array_equal(explainer.energy_quantiles(energies), expected)
@@ -30,7 +35,7 @@ def test_heat_is_highest_at_an_unlikely_patch_at_whichever_level_sees_it(level: 
     usual = rng.uniform(1, 2, (200, 4, 28, 20)) * scales
     energy_map = rng.uniform(1, 2, (4, 28, 20)) * scales
     energy_map[level, 18:22, 3:8] *= 4
-    where = fit_explainer(np.zeros((1, 4)), fit_pixels(lambda: [usual])).heat(energy_map)
+    where = heat(fit_explainer(np.ones((1, 4)), fit_pixels(usual), None), energy_map)
     assert where.shape == (28, 20)
     assert np.abs(np.subtract(np.unravel_index(where.argmax(), where.shape), (20, 5))).max() <= 1
     assert where[18:22, 3:8].mean() > 4 > where.mean()
@@ -39,10 +44,10 @@ def test_heat_is_highest_at_an_unlikely_patch_at_whichever_level_sees_it(level: 
 def test_heat_is_in_standard_deviations_of_the_pixel() -> None:
     std = np.ones((1, 40, 40))
     std[0, :, 20:] = 3.0
-    heat = flat((1, 40, 40), std).heat(np.full((1, 40, 40), 16.0))
-    assert heat[20, 5] == pytest.approx(6)
-    assert heat[20, 35] == pytest.approx(2)
-    assert flat((2, 8, 6)).heat(np.full((2, 8, 6), 10.0)).tolist() == np.zeros((8, 6)).tolist()
+    found = heat(flat((1, 40, 40), std), np.full((1, 40, 40), 16.0))
+    assert found[20, 5] == pytest.approx(6)
+    assert found[20, 35] == pytest.approx(2)
+    assert heat(flat((2, 8, 6)), np.full((2, 8, 6), 10.0)).tolist() == np.zeros((8, 6)).tolist()
 
 
 def test_a_pixel_that_never_changes_is_not_infinitely_strange() -> None:
@@ -50,13 +55,13 @@ def test_a_pixel_that_never_changes_is_not_infinitely_strange() -> None:
     std[0, 0, 0] = 0
     energy_map = np.full((1, 20, 20), 10.0)
     energy_map[0, 0, 0] = 11
-    assert 0 < flat((1, 20, 20), std).heat(energy_map).max() < 3
-    assert np.isfinite(flat((1, 20, 20), 0.0).heat(energy_map)).all()
+    assert 0 < heat(flat((1, 20, 20), std), energy_map).max() < 3
+    assert np.isfinite(heat(flat((1, 20, 20), 0.0), energy_map)).all()
 
 
 def test_smallest_images_have_heat_too() -> None:
-    assert flat((1, 1, 2)).heat(np.array([[[1.0, 9.0]]])).shape == (1, 2)
-    assert flat((1, 1, 1)).heat(np.array([[[1.0]]])).shape == (1, 1)
+    assert heat(flat((1, 1, 2)), np.array([[[1.0, 9.0]]])).shape == (1, 2)
+    assert heat(flat((1, 1, 1)), np.array([[[1.0]]])).shape == (1, 1)
 
 
 def test_overlay_keeps_the_image_in_grey_where_there_is_no_heat() -> None:
@@ -75,9 +80,9 @@ def test_overlay_keeps_the_image_in_grey_where_there_is_no_heat() -> None:
 def test_overlay_mixes_grey_and_colour_from_start_to_full() -> None:
     """The colours of docs: black at `start`, the hottest at `full`, evenly between; over grey at 0.7 of its level."""
     pixels = np.full((1, 5, 1), 200, np.uint8)
-    heat = np.array([[2.0, 2.5, 3.0, 3.5, 4.0]])  # strengths 0, ¼, ½, ¾, 1
-    shown = overlay(pixels, heat, start=2.0, full=4.0)[0]
+    warm = np.array([[2.0, 2.5, 3.0, 3.5, 4.0]])  # strengths 0, ¼, ½, ¾, 1
+    shown = overlay(pixels, warm, start=2.0, full=4.0)[0]
     colours = np.array([(0, 0, 0), (120, 0, 20), (230, 60, 0), (255, 180, 0), (255, 255, 200)])
     strength = np.linspace(0, 1, 5)[:, None]
     np.testing.assert_array_equal(shown, ((1 - strength) * 140 + strength * colours).round())
-    np.testing.assert_array_equal(overlay(pixels, heat), overlay(pixels, heat, 1.0, 4.0))
+    np.testing.assert_array_equal(overlay(pixels, warm), overlay(pixels, warm, 1.0, 4.0))

@@ -18,7 +18,7 @@ def energy_maps(count: int, seed: int) -> Maps:
 @pytest.fixture(scope="module")
 def pixels() -> Pixels:
     maps = energy_maps(400, seed=0)
-    return fit_pixels(lambda: np.array_split(maps, 3))
+    return fit_pixels(maps)
 
 
 def test_statistics_are_the_largest_of_standardised_log_energies_and_the_norm_of_standardised_energies(
@@ -68,5 +68,5 @@ def test_moments_do_not_depend_on_the_batches() -> None:
 def test_pixels_without_energy_or_that_never_vary_are_survived() -> None:
     constant = np.zeros((5, 3, 6, 5), np.float32)
     constant[:, 1] = 2
-    found = fit_pixels(lambda: [constant]).statistics(constant)
+    found = fit_pixels(constant).statistics(constant)
     assert np.isfinite(found).all()

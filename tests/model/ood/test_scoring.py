@@ -1,5 +1,7 @@
 """Scores and p-values, against brute force, simulation and scikit-learn."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,13 +13,27 @@ from sklearn.linear_model import Ridge
 
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.ood.conformal import false_alarm_interval, fdr_threshold
-from ddaebm.model.ood.scoring import Scorer, fine_detail, fit_scorer, statistics, weights_beside
+from ddaebm.model.ood.scoring import (
+    Scorer,
+    calibrate_scorer,
+    fine_detail,
+    fit_scorer,
+    require_enough,
+    statistics,
+    weights_beside,
+)
 
 Floats = NDArray[np.float64]
 
 
 def calibrated(scores: Floats) -> Scorer:
-    return Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), calibration_scores=np.sort(scores))
+    return Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.sort(scores), np.empty((0, 2)))
+
+
+def fitted(reference: Floats, calibration: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
+    """Without spots."""
+    scorer = fit_scorer(reference, levels, beside)
+    return calibrate_scorer(scorer, scorer.whole(calibration))
 
 
 def correlated(count: int, dim: int, seed: int) -> Floats:
@@ -136,11 +152,11 @@ def test_alpha_that_can_never_fire_is_refused(alpha: float, n: int) -> None:
 def test_score_is_the_mahalanobis_distance_under_oas_shrinkage() -> None:
     """scikit-learn drops the 2/D terms of the formula, which at D = 60 weigh less than the tolerance."""
     reference, calibration = correlated(150, 60, seed=0), correlated(80, 60, seed=1)
-    scorer = fit_scorer(reference, calibration, levels=0)
+    scorer = fitted(reference, calibration, levels=0)
     centre, scale = reference.mean(0), reference.std(0)
     precision = OAS(assume_centered=True).fit((reference - centre) / scale).get_precision()
     rows = (calibration - centre) / scale
-    np.testing.assert_allclose(scorer.ood_score(calibration), np.sum((rows @ precision) * rows, 1), rtol=5e-3)
+    np.testing.assert_allclose(scorer.whole(calibration), np.sum((rows @ precision) * rows, 1), rtol=5e-3)
 
 
 def test_shrinkage_is_the_published_formula() -> None:
@@ -153,7 +169,7 @@ def test_shrinkage_is_the_published_formula() -> None:
     assert 0.05 < rho < 1
     precision = np.linalg.inv((1 - rho) * s + rho * np.trace(s) / p * np.eye(p))
     expected = np.einsum("bi,ij,bj->b", standard, precision, standard)
-    np.testing.assert_allclose(fit_scorer(reference, reference, levels=0).ood_score(reference), expected, rtol=1e-8)
+    np.testing.assert_allclose(fitted(reference, reference, levels=0).whole(reference), expected, rtol=1e-8)
 
 
 def with_energies(count: int, seed: int) -> Floats:
@@ -166,7 +182,7 @@ def with_energies(count: int, seed: int) -> Floats:
 
 def test_surprise_is_the_energy_beyond_a_ridge_regression_on_the_features_in_its_own_std() -> None:
     reference, others = with_energies(3000, seed=10), with_energies(3000, seed=11)
-    scorer = fit_scorer(reference, others, levels=2)
+    scorer = fitted(reference, others, levels=2)
     centre, scale = reference.mean(0), reference.std(0)
     standard = (reference - centre) / scale
     ridge = Ridge(alpha=0.01 * 3000, fit_intercept=False).fit(standard[:, 2:], standard[:, :2])
@@ -174,20 +190,20 @@ def test_surprise_is_the_energy_beyond_a_ridge_regression_on_the_features_in_its
     r, z = residual / residual.std(0), standard[:, :2]
     expected = np.sqrt(12 / 2) * np.hstack([r / 2, -r / np.sqrt(8), z / np.sqrt(8), -z / np.sqrt(8)])
     np.testing.assert_allclose((reference - centre) @ scorer.surprise.T, expected, atol=1e-9)
-    whole, alone = (fit_scorer(reference, others, levels).ood_score(others) for levels in (2, 0))
+    whole, alone = (fitted(reference, others, levels).whole(others) for levels in (2, 0))
     surprise = np.maximum((others - centre) @ scorer.surprise.T, 0)
     np.testing.assert_allclose(whole - alone, np.square(surprise).sum(1), atol=1e-9)
 
 
 def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much() -> None:
     reference = with_energies(3000, seed=12)
-    with_it, without = (fit_scorer(reference, reference, levels) for levels in (2, 0))
+    with_it, without = (fitted(reference, reference, levels) for levels in (2, 0))
     shift = np.zeros(12)
     shift[0] = 1.0  # ten standard deviations of the residual, but small for the energy itself
-    added = [with_it.ood_score(rows) - without.ood_score(rows) for rows in (reference + shift, reference - shift)]
+    added = [with_it.whole(rows) - without.whole(rows) for rows in (reference + shift, reference - shift)]
     assert np.median(added[0]) > 100
     assert np.median(added[0]) / np.median(added[1]) == pytest.approx(2, rel=0.1)
-    assert (with_it.p_value(with_it.ood_score(reference + shift)) <= 0.01).mean() > 0.99
+    assert (with_it.p_value(with_it.whole(reference + shift)) <= 0.01).mean() > 0.99
 
 
 def with_more_beside(count: int, seed: int) -> Floats:
@@ -201,15 +217,15 @@ def test_score_is_its_formula_with_the_pixels_and_the_detail() -> None:
     reference, others = with_more_beside(3000, seed=13), with_more_beside(500, seed=14) * 1.2
     weights = weights_beside(2)
     assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 4)
-    scorer = fit_scorer(reference, others, 2, weights)
-    without = fit_scorer(reference[:, :12], others[:, :12], levels=2)
+    scorer = fitted(reference, others, 2, weights)
+    without = fitted(reference[:, :12], others[:, :12], levels=2)
     centre, scale = reference.mean(0), reference.std(0)
     known, new = (reference - centre) / scale, (others - centre) / scale
     ridge = Ridge(alpha=0.01 * 3000, fit_intercept=False).fit(known[:, :12], known[:, 12:])
     std = (known[:, 12:] - ridge.predict(known[:, :12])).std(0)
     residuals = (new[:, 12:] - ridge.predict(new[:, :12])) / std
-    expected = without.ood_score(others[:, :12]) + 12 / 2 * np.square(residuals) @ weights
-    np.testing.assert_allclose(scorer.ood_score(others), expected, rtol=1e-9)
+    expected = without.whole(others[:, :12]) + 12 / 2 * np.square(residuals) @ weights
+    np.testing.assert_allclose(scorer.whole(others), expected, rtol=1e-9)
 
 
 def test_fine_detail_is_the_mean_diagonal_difference_of_four_neighbours() -> None:
@@ -228,10 +244,10 @@ def test_fine_detail_is_the_mean_diagonal_difference_of_four_neighbours() -> Non
 
 def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
     dim = 20
-    scorer = fit_scorer(correlated(1000, dim, seed=3), correlated(999, dim, seed=4), levels=4)
+    scorer = fitted(correlated(1000, dim, seed=3), correlated(999, dim, seed=4), levels=4)
     inside, outside = correlated(1000, dim, seed=5), correlated(1000, dim, seed=6)
     outside += 2 * outside.std(0) * np.where(np.arange(dim) % 2, 1, -1)
-    p_in, p_out = (scorer.p_value(scorer.ood_score(rows)) for rows in (inside, outside))
+    p_in, p_out = (scorer.p_value(scorer.whole(rows)) for rows in (inside, outside))
     assert stats.kstest(p_in, "uniform").pvalue > 1e-3
     assert (p_out <= 0.01).mean() > 0.95
     assert p_out.min() == scorer.smallest_p
@@ -240,22 +256,22 @@ def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None
 def test_scores_ignore_the_units_of_each_statistic() -> None:
     units = np.geomspace(1e-6, 1e6, 8)
     reference, calibration = correlated(200, 8, seed=7), correlated(50, 8, seed=8)
-    a, b = fit_scorer(reference, calibration, 2), fit_scorer(reference * units, calibration * units, 2)
+    a, b = fitted(reference, calibration, 2), fitted(reference * units, calibration * units, 2)
     np.testing.assert_allclose(a.calibration_scores, b.calibration_scores, rtol=1e-6)
 
 
 def test_calibration_scores_are_those_of_the_calibration_rows() -> None:
     calibration = correlated(50, 8, seed=8)
-    scorer = fit_scorer(correlated(200, 8, seed=7), calibration, levels=2)
-    np.testing.assert_array_equal(scorer.calibration_scores, np.sort(scorer.ood_score(calibration)))
+    scorer = fitted(correlated(200, 8, seed=7), calibration, levels=2)
+    np.testing.assert_array_equal(scorer.calibration_scores, np.sort(scorer.whole(calibration)))
 
 
 def test_a_constant_statistic_and_more_columns_than_rows_are_survived() -> None:
     reference = np.hstack([correlated(10, 20, seed=9), np.ones((10, 1))])
-    assert np.isfinite(fit_scorer(reference, reference, levels=2).calibration_scores).all()
+    assert np.isfinite(fitted(reference, reference, levels=2).calibration_scores).all()
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 5), (0, 5), (5, 0)])
 def test_too_few_rows_are_refused(m: int, n: int) -> None:
     with pytest.raises(ConfigError, match=f"{m} reference and {n} calibration"):
-        fit_scorer(np.zeros((m, 3)), np.zeros((n, 3)), levels=1)
+        require_enough(m, n)

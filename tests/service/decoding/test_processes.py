@@ -15,8 +15,9 @@ import pytest
 from ddaebm.model.errors import ImageFormatError, ImageTooLargeError
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import decode
-from ddaebm.service.decoding import processes
-from ddaebm.service.decoding.processes import Decoders, DecodersFullError, DecoderUnavailableError, Job
+from ddaebm.service.decoding import processes, slot
+from ddaebm.service.decoding.processes import Decoders, DecodersFullError
+from ddaebm.service.decoding.slot import DecoderUnavailableError, Job, Slot
 from tests.service.conftest import PATIENCE, wait_until
 from tests.stress.bodies import IMAGES
 
@@ -104,7 +105,7 @@ def test_no_process_runs_before_the_first_image(start: Start) -> None:
 
 
 def test_a_process_that_does_not_end_is_killed_and_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_SECONDS", 0.3)
+    monkeypatch.setattr(slot, "_SECONDS", 0.3)
     decoders = start()
     run(decoders, job())
     (stuck,) = children(decoders)
@@ -120,12 +121,37 @@ def test_a_process_that_does_not_end_is_killed_and_replaced(start: Start, monkey
 
 
 def test_a_process_that_does_not_take_a_large_file_is_killed_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_SECONDS", 0.3)
+    monkeypatch.setattr(slot, "_SECONDS", 0.3)
     decoders = start()
     run(decoders, job())
     os.kill(children(decoders)[0], signal.SIGSTOP)
     (late,) = run(decoders, job(IMAGES[0] + bytes(8 * 2**20)))
     assert "takes over 0.3 s" in str(late)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_process_that_gets_a_fifth_of_a_core_has_four_times_as_long(
+    start: Start, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    monkeypatch.setattr(slot, "_SECONDS", 0.5)
+    monkeypatch.setattr(Slot, "_cpu_seconds", lambda self: time.monotonic() / 5)
+    decoders = start()
+    run(decoders, job())
+    (stopped,) = children(decoders)
+    os.kill(stopped, signal.SIGSTOP)
+    if goes_on:
+        threading.Timer(1.0, os.kill, (stopped, signal.SIGCONT)).start()
+    began = time.monotonic()
+    (found,) = run(decoders, job())
+    assert isinstance(found, ImageFormatError) is not goes_on
+    assert (1.0 if goes_on else 2.0) <= time.monotonic() - began < 5
+
+
+def test_processor_time_of_a_decoder_is_told(start: Start) -> None:
+    decoders = start()
+    assert decoders._slots[0]._cpu_seconds() == 0, "none runs"
+    run(decoders, job())
+    assert 0 < decoders._slots[0]._cpu_seconds() < 60
 
 
 def test_a_process_that_was_killed_loses_no_image(start: Start) -> None:
@@ -140,12 +166,12 @@ def test_a_process_that_was_killed_loses_no_image(start: Start) -> None:
 def test_an_image_that_makes_the_decoder_die_is_refused_the_second_time(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exchange(slot: processes._Slot, connection: object, job: Job) -> bytes:
+    def exchange(slot: Slot, connection: object, job: Job) -> bytes:
         assert slot._process
         slot._process.kill()
         raise EOFError
 
-    monkeypatch.setattr(processes._Slot, "_exchange", exchange)
+    monkeypatch.setattr(Slot, "_exchange", exchange)
     (found,) = run(start(), job())
     assert isinstance(found, ImageFormatError)
     assert "makes the decoder fail" in str(found)
@@ -153,7 +179,7 @@ def test_an_image_that_makes_the_decoder_die_is_refused_the_second_time(
 
 
 def test_memory_has_a_limit(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "MEMORY", 24 * 2**20)
+    monkeypatch.setattr(slot, "MEMORY", 24 * 2**20)
     decoders = start()
     (found,) = run(decoders, job(np.zeros((3000, 4000, 3), np.uint8), pixels=12_000_000))
     assert isinstance(found, ImageTooLargeError | ImageFormatError)
@@ -194,20 +220,20 @@ def test_images_whose_client_left_are_not_counted_and_not_decoded(start: Start) 
 def test_small_images_pass_large_ones_that_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     decoders = start()
     order: list[int] = []
-    decode_job = processes._Slot.decode
+    decode_job = Slot.decode
 
-    def noted(slot: processes._Slot, job: Job) -> object:
+    def noted(slot: Slot, job: Job) -> object:
         order.append(job.pixels)
         return decode_job(slot, job)
 
-    monkeypatch.setattr(processes._Slot, "decode", noted)
+    monkeypatch.setattr(Slot, "decode", noted)
     run(decoders, *(job(pixels=pixels) for pixels in (16_000_000, 15_000_000, 14_000_000, 100)))
     assert order[-3:] in ([100, 14_000_000, 15_000_000], [14_000_000, 15_000_000, 16_000_000])
 
 
 def test_the_service_is_not_ready_when_no_process_can_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     decoders = start(1)
-    monkeypatch.setattr(processes.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(slot.sys, "executable", "/nowhere/python")
     (found,) = run(decoders, job())
     assert isinstance(found, DecoderUnavailableError)
     assert decoders.fault() == "no decoder process can be started"
@@ -219,23 +245,25 @@ def test_the_service_is_not_ready_when_no_process_can_start(start: Start, monkey
 def test_the_service_is_not_ready_when_all_are_stuck(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     decoders = start(1)
     assert decoders.fault() is None
-    monkeypatch.setattr(decoders._slots[0], "_due", time.monotonic() - processes._STUCK_SECONDS - 1)
+    late = job()
+    monkeypatch.setattr(decoders._slots[0], "_began", time.monotonic() - late.seconds - processes._STUCK_SECONDS - 1)
+    monkeypatch.setattr(decoders._slots[0], "_job", late)
     assert decoders.fault() == "all decoder processes are stuck"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_died_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     decoders = start(1)
-    decode_job = processes._Slot.decode
+    decode_job = Slot.decode
 
-    def die(slot: processes._Slot, job: Job) -> object:
+    def die(slot: Slot, job: Job) -> object:
         raise SystemExit
 
-    monkeypatch.setattr(processes._Slot, "decode", die)
+    monkeypatch.setattr(Slot, "decode", die)
     dead = decoders._slots[0].thread
     decoders.submit([failed := job()])
     assert isinstance(failed.result.exception(PATIENCE), SystemExit)
-    monkeypatch.setattr(processes._Slot, "decode", decode_job)
+    monkeypatch.setattr(Slot, "decode", decode_job)
     wait_until(lambda: decoders._slots[0].thread is not dead)
     assert not isinstance(run(decoders, job())[0], Exception)
 

@@ -1,5 +1,6 @@
 """POST /v1/scores: verdicts in the order sent, and an answer to everything that is no image."""
 
+import dataclasses
 import io
 import math
 import struct
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
-from ddaebm.model.ood.scoring import Scorer
 from tests.service.conftest import FakeEngine, MakeClient, check_problem, files, metric, png
 
 URL = "/v1/scores"
@@ -187,7 +187,8 @@ def test_an_alpha_below_the_smallest_p_is_told_that_p(client: TestClient) -> Non
 
 def test_the_default_alpha_is_one_that_can_fire(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert score(client, png())["alpha"] == 0.05
-    monkeypatch.setattr(FakeEngine, "scorer", Scorer(np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(9.0)))
+    scorer = dataclasses.replace(FakeEngine.scorer, calibration_scores=np.arange(9.0))
+    monkeypatch.setattr(FakeEngine, "scorer", scorer)
     body = score(client, png(255))
     assert (body["alpha"], body["results"][0]["is_ood"]) == (0.1, True)
     check_problem(client.post(URL, files=files(png()), params={"alpha": 0.05}), 422, "alpha-too-small")

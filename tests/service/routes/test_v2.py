@@ -31,7 +31,7 @@ def tensors(response: Any) -> dict[str, NDArray[Any]]:
     assert response.status_code == 200, response.text
     length = int(response.headers.get(HEADER_LENGTH, len(response.content)))
     head, tail = json.loads(response.content[:length]), response.content[length:]
-    dtypes = {"UINT8": np.uint8, "FP32": np.float32, "FP64": np.float64}
+    dtypes = {"UINT8": np.uint8, "INT64": np.int64, "FP32": np.float32, "FP64": np.float64}
     found = {}
     for output in head["outputs"]:
         dtype = dtypes[output["datatype"]]
@@ -73,6 +73,7 @@ def test_images_as_json_and_as_bytes_have_the_scores_of_v1(client: TestClient, e
         np.testing.assert_array_equal(found["energies"], expected.energies)
         np.testing.assert_array_equal(found["ood_score"][:, 0], expected.ood_score)
         np.testing.assert_array_equal(found["p_value"][:, 0], expected.p_value)
+        np.testing.assert_array_equal(found["box"], expected.box)
     assert metric(client, "ddaebm_images_scored_total", model="fake") == 4
 
 
@@ -87,7 +88,7 @@ def test_outputs_are_those_asked_for_in_the_form_asked_for(client: TestClient) -
     assert second["parameters"] == {"binary_data_size": 2 * 4 * 4}
     whole = infer(client, SCORER, {"inputs": [plain], "parameters": {"binary_data_output": True}})
     assert whole.headers["content-type"] == "application/octet-stream"
-    assert list(tensors(whole)) == ["energies", "ood_score", "p_value"]
+    assert list(tensors(whole)) == ["energies", "ood_score", "p_value", "box"]
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
@@ -191,7 +192,7 @@ def test_metadata_and_config_say_what_infer_takes(client: TestClient) -> None:
     assert client.get("/v2").json()["extensions"][0] == "binary_tensor_data"
     found = client.get(SCORER).json()
     assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 8, 6, 1]}]
-    assert [output["name"] for output in found["outputs"]] == ["energies", "ood_score", "p_value"]
+    assert [output["name"] for output in found["outputs"]] == ["energies", "ood_score", "p_value", "box"]
     assert client.get(f"{SCORER}/versions/1").json() == found
     config = client.get(f"{SAMPLER}/config").json()
     assert config["input"] == [{"name": "seeds", "data_type": "TYPE_INT64", "dims": [1]}]

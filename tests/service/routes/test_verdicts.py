@@ -1,8 +1,9 @@
 """POST /v1/scores: verdicts at alpha itself, and heatmaps that belong to their images."""
 
+import pytest
 from starlette.testclient import TestClient
 
-from tests.service.conftest import from_base64, metric, png
+from tests.service.conftest import FakeEngine, from_base64, metric, png
 from tests.service.routes.test_scores import score
 
 
@@ -29,3 +30,20 @@ def test_an_image_at_alpha_is_an_alarm_and_counted_as_one(client: TestClient) ->
 
 def test_alpha_may_be_the_smallest_p(client: TestClient) -> None:
     assert score(client, png(255), alpha=0.01, fdr=0.01)["results"][0]["is_ood"] is True
+
+
+def test_the_reason_is_told_with_the_box_of_a_spot(client: TestClient) -> None:
+    whole, spot = score(client, png(249), png(251))["results"]
+    assert (whole["because"], whole.get("box")) == ("whole", None)
+    assert (spot["because"], spot["box"]) == ("spot", [2, 1, 3, 4])
+    whole, spot = score(client, png(249), png(251), heatmap=True)["results"]
+    assert (whole["because"], spot["box"]) == ("whole", [2, 1, 3, 4])
+
+
+def test_a_gate_tells_what_it_catches(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["form"], "fit" in model) == ("whole", False)
+    row = {"fault": "hole", "severity": "0.1 diameter / side", "auroc": 0.9, "caught": 0.5}
+    fit = {"fitted": 200, "calibrated": 100, "alpha": 0.05, "power": [row]}
+    monkeypatch.setattr(FakeEngine, "fit", {**fit, "seed": 3}, raising=False)
+    assert client.get("/v1/models/fake").json()["fit"] == fit

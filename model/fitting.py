@@ -1,0 +1,192 @@
+"""Fit a gate for a user's own images: a new score and new p-values on the frozen networks of a bundle."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddaebm.model.bundle import Bundle, require_replaceable, rewrite_bundle
+from ddaebm.model.errors import BundleError, DataError
+from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.images.encode import encode_png, make_grid
+from ddaebm.model.manifest import WITHOUT_SPOTS, check_name
+from ddaebm.model.noise import permutation
+from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, calibrated, cross_fit, look, score_images
+from ddaebm.model.ood.conformal import false_alarm_interval
+from ddaebm.model.ood.power import SETS, Caught, painted, power, spread, table
+from ddaebm.model.progress import Tick, say_nothing
+from ddaebm.model.recalibration import require_enough_for, require_unseen
+from ddaebm.model.runtime import OnnxEngine
+
+LEAST = 20  # images that a score can be fitted to; below that the covariance of a fold has next to no data
+FEW = 200  # images below which more would gain much
+_MOST_BYTES = 2**30  # of energy maps in memory
+_HEADING = "\n## Fitted to other images\n"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The result of `fit`."""
+
+    bundle: Bundle
+    fitted: int  # number of images that the score was fitted to
+    calibrated: int  # number of images that the p-values come from
+    duplicates: int  # images that were left out: they have the same pixels as another one
+    alpha: float
+    caught: list[Caught]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the bundle keeps of it, for JSON."""
+        low, high = false_alarm_interval(self.alpha, self.calibrated)
+        return {
+            "fitted": self.fitted, "calibrated": self.calibrated, "duplicates": self.duplicates,
+            "alpha": self.alpha, "smallest_p": 1 / (self.calibrated + 1), "false_alarms": [low, high],
+            "power": [row.to_dict() for row in self.caught],
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        return describe(self.to_dict(), table(self.caught, self.alpha))
+
+
+def describe(about: Mapping[str, Any], rows: str) -> str:
+    """The text that the command line and the model card show."""
+    low, high = about["false_alarms"]
+    few = f"Fewer than {FEW} images were fitted: more would raise what is caught.\n" if about["fitted"] < FEW else ""
+    left_out = f"{about['duplicates']} duplicates were left out.\n" if about["duplicates"] else ""
+    return (
+        f"{about['fitted']} images fitted, {about['calibrated']} calibrate; the smallest p-value is"
+        f" {about['smallest_p']:.2g}.\n{left_out}{few}"
+        f"At alpha = {about['alpha']:g} the false-alarm rate is between {low:.2%} and {high:.2%} (99 % interval).\n\n"
+        f"Your own images made faulty, and what this gate would catch of them, the worst first:\n\n{rows}"
+    )
+
+
+def work(count: int, hold_out: float) -> int:
+    """Number of images that `fit` brings through the network, for progress."""
+    fitted = round(count * (1 - hold_out))
+    return count + SETS * len(spread(fitted))
+
+
+def fit(
+    bundle: Bundle,
+    images: NDArray[np.uint8],
+    out: Path,
+    hold_out: float = 0.5,
+    alpha: float = 0.05,
+    name: str | None = None,
+    seed: int = 0,
+    tick: Tick = say_nothing,
+) -> Gate:
+    """Fit and calibrate a score for other images than those that `bundle` was trained on, and write it to `out`.
+
+    One part of the images, drawn at random, gives the p-values and is used for nothing else. The score is fitted to the
+    rest. What it would catch is measured on images made faulty (`model/ood/faults.py`), each scored by a fit that left
+    its original out.
+
+    Args:
+        images: Ordinary images, uint8 (n, H, W, C) in the contract's form.
+        hold_out: Share of the images for the p-values.
+        alpha: The false-alarm rate that the table is for.
+        name: Name of the new bundle; None keeps the name.
+        seed: Draws the parts.
+
+    Raises:
+        ConfigError: A bundle cannot have this name.
+        DataError: There are too few images, or some were used for training.
+        BundleError: `out` holds something that is not a bundle or is the folder of `bundle`, or `bundle` is of an older
+            format.
+    """
+    if out.resolve() == bundle.path.resolve():
+        raise BundleError(f"{out} is the bundle to fit and would be overwritten; give another --out")
+    if name is not None:
+        check_name(name)
+    require_replaceable(out)
+    if not bundle.scorer.has_spots:
+        raise BundleError(
+            f"{bundle.path}: bundle format {WITHOUT_SPOTS} cannot be fitted; bring it forward with"
+            " `ddaebm export BUNDLE --data TRAINING_IMAGES --out NEW`"
+        )
+    require_unseen(bundle, images)
+    parts = _split(images, hold_out, seed, bundle.config.num_steps)
+    require_enough_for(alpha, len(parts.held_out))
+    engine = OnnxEngine(bundle, device="cpu")
+    cross = cross_fit(parts.fitted, look(engine.level_statistics, parts.fitted, tick), len(parts.held_out), seed)
+    fitted = calibrated(cross.fitted, score_images(engine.level_statistics, cross.fitted, parts.held_out, tick))
+    caught = _power(engine.level_statistics, cross, parts.fitted, alpha, seed, tick)
+    gate = Gate(bundle, len(parts.fitted), len(parts.held_out), parts.duplicates, alpha, caught)
+    about = {**gate.to_dict(), "hold_out": hold_out, "seed": seed}
+    sha256 = hashlib.sha256(parts.held_out.tobytes()).hexdigest()
+    source = {"count": len(parts.held_out), "sha256": sha256, "replaces": bundle.digest}
+    files = {"README.md": _card(bundle, gate, sha256).encode(), "faults.png": _pictures(parts.fitted, seed)}
+    written = rewrite_bundle(bundle, out, name, fitted, source, files, about)
+    return Gate(written, gate.fitted, gate.calibrated, gate.duplicates, alpha, caught)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    fitted: NDArray[np.uint8]
+    held_out: NDArray[np.uint8]
+    duplicates: int
+
+
+def _split(images: NDArray[np.uint8], hold_out: float, seed: int, num_steps: int) -> _Parts:
+    """Draw the images for the p-values. Only the first of equal images is used.
+
+    A copy of a calibration image among the fitted ones would have its score lowered, as no new image has.
+    """
+    _, first = np.unique(fingerprints(images), return_index=True)
+    order = np.sort(first)[permutation(len(first), seed)]
+    held_out = round(len(order) * hold_out)
+    most = max(LEAST, _MOST_BYTES // (4 * num_steps * images.shape[1] * images.shape[2]))
+    fitted = order[held_out:][:most]
+    if len(fitted) < LEAST:
+        raise DataError(
+            f"{len(fitted)} of {len(first)} different images are left to fit a score to, at least {LEAST} are needed;"
+            " give more images, or a smaller --hold-out"
+        )
+    return _Parts(images[np.sort(fitted)], images[np.sort(order[:held_out])], len(images) - len(first))
+
+
+def _power(
+    levels_of: LevelsOf, cross: CrossFitted, images: NDArray[np.uint8], alpha: float, seed: int, tick: Tick
+) -> list[Caught]:
+    """What is caught of fitted images made faulty, each scored by the fit that leaves its original out."""
+    shown = spread(len(images))
+
+    def score_of(faulty: NDArray[np.uint8]) -> NDArray[np.float64]:
+        levels, scores = look(levels_of, faulty, tick), np.empty(len(faulty))
+        for number, without in enumerate(cross.without):
+            mine = np.flatnonzero(cross.fold[shown] == number)
+            scores[mine] = without.score(faulty[mine], levels.take(mine)).ood_score
+        return scores
+
+    threshold = float(np.quantile(cross.scores, 1 - alpha, method="higher"))
+    return power(images[shown], score_of, cross.scores, threshold, seed)
+
+
+def _pictures(images: NDArray[np.uint8], seed: int) -> bytes:
+    """Eight ordinary images, then a row of them for each fault and severity, as PNG."""
+    few = images[spread(len(images))][:8]
+    rows = [few, *(faulty for _, _, faulty in painted(few, seed))]
+    return encode_png(make_grid(np.concatenate(rows), columns=len(few)))
+
+
+def _card(bundle: Bundle, gate: Gate, sha256: str) -> str:
+    lines = "\n".join(f"| {row.fault} | {row.severity} | {row.auroc:.3f} | {row.caught:.0%} |" for row in gate.caught)
+    rows = f"| fault | severity | AUROC | caught at alpha = {gate.alpha:g} |\n|---|---|---|---|\n{lines}"
+    order = ", ".join(f"{fault} ({severity})" for fault, severity, _ in painted(np.zeros((1, 8, 8, 1), np.uint8)))
+    card = bundle.read("README.md").decode().partition(_HEADING)[0]
+    return (
+        card
+        + _HEADING
+        + (
+            f"\n{describe(gate.to_dict(), rows)}\n\n![ordinary images, and the same made faulty](faults.png)\n\n"
+            f"The first row is as it came; then {order}.\n\n"
+            "The networks are those above. What is said above of false alarms, p-values and what is caught is of the"
+            f" score before. The sha256 of the pixels of the calibration images is `{sha256}`.\n"
+        )
+    )
