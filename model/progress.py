@@ -54,7 +54,10 @@ def progress(what: str, total: int | None = None) -> Iterator[Tick]:
         now = time.monotonic()
         if now - said >= EVERY:
             said = now
-            of = f" of {total:,}" if total else ""
-            print(f"{what}: {done:,}{of} images, {fresh / (now - began):,.0f}/s", file=sys.stderr)
+            rate = fresh / (now - began)
+            of, left = (
+                (f" of {total:,}", f", {(total - done) / rate:,.0f} s left" if rate else "") if total else ("", "")
+            )
+            print(f"{what}: {done:,}{of} images, {rate:,.0f}/s{left}", file=sys.stderr)
 
     yield tick

@@ -23,7 +23,7 @@ class Fault(NamedTuple):
 
 
 def scratch(images: Images, length: float, rng: np.random.Generator) -> Images:
-    """A straight line, a 20th of the side wide, in the grey that differs most from what it crosses."""
+    """A straight line, a 20th of the side wide, black, or white in a dark image."""
     side = min(images.shape[1:3])
     y, x = _random_places(images, rng)
     angle = rng.uniform(0, np.pi, y.shape)
@@ -33,10 +33,10 @@ def scratch(images: Images, length: float, rng: np.random.Generator) -> Images:
 
 
 def hole(images: Images, diameter: float, rng: np.random.Generator) -> Images:
-    """A black disc."""
+    """A black disc, or a white one in a dark image."""
     y, x = _random_places(images, rng)
     radius = diameter * min(images.shape[1:3]) / 2
-    return _painted(images, np.clip(radius + 0.5 - np.hypot(y, x), 0, 1), np.zeros((len(images), 1, 1, 1)))
+    return _painted(images, np.clip(radius + 0.5 - np.hypot(y, x), 0, 1), _contrasting(images))
 
 
 def stain(images: Images, strength: float, rng: np.random.Generator) -> Images:
@@ -48,10 +48,10 @@ def stain(images: Images, strength: float, rng: np.random.Generator) -> Images:
 
 
 def dead_lines(images: Images, count: float, rng: np.random.Generator) -> Images:
-    """Rows of a sensor that read black."""
+    """Rows of a sensor that read black, or white in a dark image."""
     damaged = images.copy()
-    for image in damaged:
-        image[rng.choice(len(image), min(int(count), len(image)), replace=False)] = 0
+    for image, reading in zip(damaged, _contrasting(images), strict=True):
+        image[rng.choice(len(image), min(int(count), len(image)), replace=False)] = reading
     return damaged
 
 

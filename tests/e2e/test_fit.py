@@ -1,0 +1,134 @@
+"""From images to a gate by the commands: `fit`, `calibrate`, and older bundles."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ddaebm
+from ddaebm.model.bundle import MANIFEST, load_bundle, write_bundle
+from ddaebm.model.ood.calibration import Fitted
+from ddaebm.training.data import load_data
+from tests.e2e.conftest import Cli, check_failure
+from tests.model.test_fitting import surfaces
+
+
+def without_spots(bundle: Path, out: Path) -> Path:
+    """The bundle as release 0.0 wrote it, format 5."""
+    loaded = load_bundle(bundle)
+    explainer = type(loaded.explainer)(loaded.explainer.log_energies, loaded.explainer.pixels, None)
+    old = type(loaded.scorer)(**{**vars(loaded.scorer), "tails": np.empty((0, 2))})
+    files = {name: loaded.read(name) for name in loaded.files if name != "calibration.npz"}
+    write_bundle(
+        out, "old", loaded.config, loaded.contract, Fitted(old, explainer), loaded.training, loaded.splits, files
+    )
+    assert json.loads((out / MANIFEST).read_text())["format_version"] == 5
+    return out
+
+
+def test_from_images_to_a_gate_in_a_pipeline(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", surfaces(120)[..., 0])
+    done = call("fit", debug_bundle, "--data", "mine.npy", "--out", "gate", "--name", "woven")
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.strip().splitlines()
+    assert first == "60 images fitted, 60 calibrate; the smallest p-value is 0.016."
+    assert "Fewer than 200 images were fitted" in done.stdout
+    assert last.startswith("gate: bundle woven ")
+    caught = [float(line.split()[-1].rstrip("%")) for line in done.stdout.splitlines() if line.endswith("%")]
+    assert caught == sorted(caught)
+    assert len(caught) == 18
+
+    np.save(tmp_path / "new.npy", surfaces(20, seed=1)[..., 0])
+    strange = surfaces(1, seed=2)[..., 0]
+    strange[:, 4:10, 4:10] = 255
+    np.save(tmp_path / "strange.npy", strange)
+    done = call("score", "strange.npy", "--bundle", "gate", "--fail-on-ood", "--format", "json")
+    assert done.returncode == 3
+    row = json.loads(done.stdout)
+    assert row["because"] == "spot"
+    left, top, width, height = row["box"]
+    assert left <= 6 <= left + width
+    assert top <= 6 <= top + height
+    rows = [
+        json.loads(line)
+        for line in call("score", "new.npy", "--bundle", "gate", "--format", "json").stdout.splitlines()
+    ]
+    assert sum(row["is_ood"] for row in rows) < 8
+
+
+def test_the_result_as_json_alone_on_stdout(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", surfaces(60)[..., 0])
+    done = call("fit", debug_bundle, "--data", "mine.npy", "--out", "gate", "--json", "--hold-out", "0.4")
+    assert done.returncode == 0, done.stderr
+    about = json.loads(done.stdout)
+    assert (about["fitted"], about["calibrated"]) == (36, 24)
+    assert about["digest"] == load_bundle(tmp_path / "gate").digest
+    assert "next: ddaebm serve --bundle gate" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--alpha", "--hold-out"])
+@pytest.mark.parametrize("rate", ["0", "1", "-1", "nan"])
+def test_a_rate_that_cannot_be_is_bad_usage(call: Cli, debug_bundle: Path, option: str, rate: str) -> None:
+    check_failure(call("fit", debug_bundle, "--data", "x", "--out", "gate", option, rate), 2, option)
+
+
+def test_calibrate_tells_what_is_caught_and_when_to_fit_in_its_place(
+    call: Cli, debug_bundle: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "mine.npy", surfaces(60)[..., 0])
+    done = call("calibrate", debug_bundle, "--data", "mine.npy", "--out", "gate")
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.endswith("%")]) == 18
+    assert f"use `ddaebm fit {debug_bundle} --data mine.npy --out gate`" in done.stdout
+    assert call("fit", debug_bundle, "--data", "mine.npy", "--out", "fitted").returncode == 0
+    np.save(tmp_path / "more.npy", surfaces(60, seed=1)[..., 0])
+    done = call("calibrate", "fitted", "--data", "more.npy", "--out", "again")
+    assert "use `ddaebm fit" not in done.stdout
+
+
+def test_a_bundle_of_the_format_before_is_served_as_it_was_and_brought_forward(
+    call: Cli, debug_bundle: Path, tmp_path: Path
+) -> None:
+    old = without_spots(debug_bundle, tmp_path / "old")
+    np.save(tmp_path / "mine.npy", surfaces(60)[..., 0])
+    row = json.loads(call("score", "mine.npy", "--bundle", old, "--format", "json").stdout.splitlines()[0])
+    assert row["because"] == "whole"
+    assert "box" not in row
+    with ddaebm.load(old) as model:
+        rows = model.bundle.scorer.whole
+        assert rows is not None
+        assert model.heatmap(surfaces(2)).shape == (2, 16, 16)
+    check_failure(call("fit", old, "--data", "mine.npy", "--out", "gate"), 1, "format 5", "ddaebm export")
+    check_failure(call("export", old, "--out", "new"), 2, "--data")
+    check_failure(call("export", old, "--data", "mine.npy", "--out", "new"), 1, "not the images")
+    np.save(tmp_path / "trained.npy", load_data("shapes", load_bundle(debug_bundle).config)[..., 0])
+    done = call("export", old, "--data", "trained.npy", "--out", "new")
+    assert done.returncode == 0, done.stderr
+    new, before = load_bundle(tmp_path / "new"), load_bundle(debug_bundle)
+    assert json.loads((tmp_path / "new" / MANIFEST).read_text())["format_version"] == 6
+    assert (new.name, new.training, new.splits) == ("old", before.training, before.splits)
+    for name in ("energy_net.safetensors", "generator.safetensors", "trained_on.npy"):
+        assert new.files[name] == before.files[name]
+    np.testing.assert_allclose(new.scorer.calibration_scores, before.scorer.calibration_scores, rtol=1e-3)
+    shutil.rmtree(tmp_path / "new")
+
+
+def test_fit_in_python_gives_a_model_that_can_be_saved(debug_bundle: Path, tmp_path: Path) -> None:
+    with ddaebm.load(debug_bundle, device="cpu") as model:
+        assert model.fit_report is None
+        gate = model.fit(surfaces(80), name="woven", seed=2)
+    assert (gate.name, gate.calibration_size) == ("woven", 40)
+    assert gate.fit_report["power"][0]["caught"] <= gate.fit_report["power"][-1]["caught"]
+    result = gate.score(surfaces(30, seed=1))
+    assert set(result.because) <= {"whole", "spot"}
+    assert ((result.box[:, 2] > 0) == (np.array(result.because) == "spot")).all()
+    folder, saved = gate.bundle.path, gate.save(tmp_path / "gate")
+    assert ddaebm.load(saved).digest == gate.digest
+    del gate
+    assert not folder.exists(), "the unsaved bundle goes with its model"
+    with ddaebm.load(debug_bundle) as model, pytest.raises(ddaebm.InputError, match="hold_out must be a number"):
+        model.fit(surfaces(80), hold_out=1.5)
+    with ddaebm.load(debug_bundle) as model, pytest.raises(ddaebm.DataError, match="to fit a score to"):
+        model.fit(surfaces(20))
