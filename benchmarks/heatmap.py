@@ -53,7 +53,7 @@ def main() -> None:
     tiles = []
     for i in SHOWN:
         for images, maps in ((clothes, heats[0]), (mixed, heats[1])):
-            tiles += [images[i].repeat(3, axis=2), overlay(images[i], maps[i])]
+            tiles += [images[i].repeat(3, axis=2), overlay(images[i], maps[i], *runtime.explainer.warm)]
     grid = make_grid(np.stack(tiles), columns=8)
     out.write_bytes(encode_png(grid.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)))
     print(out)

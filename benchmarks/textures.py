@@ -121,8 +121,10 @@ def markdown(results: dict[str, tuple[dict[str, Floats], int, int]]) -> str:
             cells = " | ".join(" ".join(f"{value:.3f}" for value in row) for row in means)
             lines.append(f"| {texture} | {name} | {cells} | {means[:, 1].mean():.3f} |")
     alarms, judged = (sum(numbers) for numbers in zip(*((a, j) for _, a, j in results.values()), strict=True))
-    lines += ["", f"Each cell: {', '.join(SEVERITIES)}. The last column is the mean at the middle severity. False alarms of",
-              f"`fit` at alpha = {ALPHA}: {alarms} of {judged} ordinary patches, {alarms / judged:.2%}."]  # fmt: skip
+    lines += ["", f"Each cell: {', '.join(SEVERITIES)}. The last column is the mean at the middle severity."]
+    lines += [
+        f"False alarms of `fit` at alpha = {ALPHA}: {alarms} of {judged} ordinary patches, {alarms / judged:.2%}."
+    ]
     return "\n".join(lines)
 
 

@@ -30,6 +30,11 @@ class Explainer:
         shares: NDArray[np.float64] = below / self.log_energies.shape[1]
         return shares
 
+    @property
+    def warm(self) -> tuple[float, float]:
+        """Heat at which the colours of a picture begin, and heat of the hottest one."""
+        return (1.0, 4.0) if self.spots is None else (0.8, 1.8)
+
     def heatmaps(self, images: NDArray[np.uint8], energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
         """Images (B, H, W, C) and energy maps (B, T, H, W) -> heat (B, H, W); `model.ood.spots` has the unit.
 

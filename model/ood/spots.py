@@ -17,7 +17,7 @@ from ddaebm.model.ood.pixels import Pixels, moments
 Floats = NDArray[np.float64]
 
 _REACH = 1  # places on each side, of the neighbourhood and of the average
-_FLOOR = 5.0  # smallest std of a pixel value, in grey levels; corners that are always black have a std of 0
+_LEAST, _FLOOR = 5.0, 0.5  # smallest std of a pixel value, in grey levels, and as a share of the mean std
 _RIDGE = 1e-3  # added to the covariance, as a share of its mean variance
 _CHUNK = 2**21  # values of the vectors that are in memory at a time
 _GEMM = 2**18  # multiplications up to which OpenBLAS uses one thread
@@ -64,8 +64,9 @@ def fit_spots(pixels: Pixels, images: NDArray[np.uint8], energy_map: NDArray[np.
     """Fit the Gaussian to all places of ordinary images (N, H, W, C) with energy maps (N, T, H, W)."""
     mean, std = moments(images[part].astype(np.float32) for part in _chunks(len(images), images[0].size))
     size = energy_map.shape[1] + (2 * _REACH + 1) ** 2 * images.shape[3]
+    floored = np.maximum(std, max(_LEAST, _FLOOR * std.mean()))
     spots = Spots(
-        mean.astype(np.float32), np.maximum(std, _FLOOR).astype(np.float32), np.zeros(size, np.float32),
+        mean.astype(np.float32), floored.astype(np.float32), np.zeros(size, np.float32),
         np.eye(size, dtype=np.float32), np.ones(1),
     )  # fmt: skip
     total, squares, count = np.zeros(size), np.zeros((size, size)), 0

@@ -114,7 +114,9 @@ def respond(
         p_value = float(scores.p_value[row])
         picture = None
         if isinstance(scores, Explained):
-            picture = base64.b64encode(encode_png(overlay(item.pixels, scores.heat[row]))).decode()
+            picture = base64.b64encode(
+                encode_png(overlay(item.pixels, scores.heat[row], *engine.explainer.warm))
+            ).decode()
         reason = because(scores.box[row])
         results.append(
             Score(

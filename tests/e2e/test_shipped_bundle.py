@@ -49,7 +49,7 @@ def test_each_is_small_and_its_picture_is_what_it_makes(name: str) -> None:
     assert np.abs(shown.reshape(made.shape) - made).max() <= 1  # other processors may round another way
 
 
-@pytest.mark.parametrize(("strangers", "caught"), [("fashion-mnist", 0.734), ("mnist", 0.945)])
+@pytest.mark.parametrize(("strangers", "caught"), [("fashion-mnist", 0.723), ("mnist", 0.936)])
 def test_the_one_of_photographs_catches_as_many_strangers_as_its_card_says(strangers: str, caught: float) -> None:
     runtime = OnnxEngine(load_bundle(find_bundle("cifar10-jpeg")), device="cpu")
     assert (p_values(runtime, strangers) <= 0.05).mean() == pytest.approx(caught, abs=0.07)  # of 512, not of 10,000
@@ -85,16 +85,14 @@ def test_the_heat_of_clothes_with_a_digit_pasted_in_sits_at_the_digit(runtime: O
         square = np.s_[top : top + side, left : left + side]
         inside[i][square] = True
         mixed[i, ..., 0][square] = Image.fromarray(digits[i, 4:24, 4:24, 0]).resize((side, side))
-    heats = [
-        np.stack([runtime.bundle.explainer.heat(maps) for maps in runtime.explain(images).energy_map])
-        for images in (clothes, mixed)
-    ]
+    heats = [runtime.explain(images).heat for images in (clothes, mixed)]
     before, after = (
         [heat[mask].mean() - heat[~mask].mean() for heat, mask in zip(of, inside, strict=True)] for of in heats
     )
     assert np.mean(np.array(after) > 0) > 0.9
     assert np.mean(np.array(before) > 0) < 0.75  # the same squares before
-    assert np.median(heats[0].max((1, 2))) < 2.5 < np.median(heats[1].max((1, 2)))  # ordinary clothes are cool
+    assert np.median(heats[0].max((1, 2))) == pytest.approx(1, abs=0.1)
+    assert np.median(heats[1].max((1, 2))) > 1.05
 
 
 def test_a_digit_is_too_hard_for_one_level_at_least(runtime: OnnxEngine) -> None:
