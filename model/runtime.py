@@ -25,7 +25,7 @@ from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.images.arrays import from_unit
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels
+from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.parallel import usable_cores
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.sampling import sample as run_steps
@@ -250,7 +250,7 @@ class OnnxEngine:
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Compute energies, OOD scores, conformal p-values and boxes of images (B, H, W, C)."""
-        return Scores(*self.explain(images)[:4])
+        return score_levels(self.scorer, self.explainer, images, self.level_statistics(images))
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
         """Compute the results of `score`, and heatmaps."""

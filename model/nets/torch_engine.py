@@ -20,7 +20,7 @@ from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph
 from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels
+from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.sampling import draw_noise
 
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # output row i depends only on input row i
@@ -73,7 +73,7 @@ class TorchEngine:
         return images
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        return Scores(*self.explain(images)[:4])
+        return score_levels(self.scorer, self.explainer, images, self._level_statistics(images))
 
     def explain(self, images: NDArray[np.uint8]) -> Explained:
         return explain_levels(self.scorer, self.explainer, images, self._level_statistics(images))

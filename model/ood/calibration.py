@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ddaebm.model.noise import permutation
 from ddaebm.model.ood.explain import Explainer, fit_explainer
-from ddaebm.model.ood.levels import LevelStatistics, Scores, explain_levels, score_rows
+from ddaebm.model.ood.levels import LevelStatistics, Scores, score_levels, score_rows
 from ddaebm.model.ood.pixels import fit_pixels
 from ddaebm.model.ood.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside, with_spots
 from ddaebm.model.ood.spots import fit_spots
@@ -29,7 +29,7 @@ class Fitted:
     explainer: Explainer
 
     def score(self, images: NDArray[np.uint8], levels: LevelStatistics) -> Scores:
-        return Scores(*explain_levels(self.scorer, self.explainer, images, levels)[:4])
+        return score_levels(self.scorer, self.explainer, images, levels)
 
 
 @dataclass(frozen=True)

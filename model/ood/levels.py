@@ -50,17 +50,30 @@ class Explained(NamedTuple):
 def explain_levels(
     scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics
 ) -> Explained:
-    """Score images (B, H, W, C) from the outputs `levels` of the energy network."""
-    rows, heat = score_rows(images, levels, explainer.pixels), explainer.heatmaps(images, levels.energy_map)
-    box = np.zeros((len(images), 4), np.int64)
-    if scorer.has_spots:
+    """Score images (B, H, W, C) from the outputs `levels` of the energy network, and give their heatmaps."""
+    heat = explainer.heatmaps(images, levels.energy_map)
+    return Explained(*_score(scorer, explainer, images, levels, heat), heat)
+
+
+def score_levels(scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics) -> Scores:
+    """As `explain_levels`, without heatmaps, which a score without spots does not need."""
+    heat = explainer.heatmaps(images, levels.energy_map) if scorer.has_spots else None
+    return _score(scorer, explainer, images, levels, heat)
+
+
+def _score(
+    scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics,
+    heat: NDArray[np.float64] | None,
+) -> Scores:  # fmt: skip
+    rows, box = score_rows(images, levels, explainer.pixels), np.zeros((len(images), 4), np.int64)
+    if scorer.has_spots and heat is not None:
         parts = scorer.parts(rows, heat.max((1, 2)))
         ood_score = join(parts)
         spot = parts[:, 1] > parts[:, 0]
         box[spot] = boxes(heat[spot])
     else:
         ood_score = scorer.whole(rows)
-    return Explained(levels.energies, ood_score, scorer.p_value(ood_score), box, heat)
+    return Scores(levels.energies, ood_score, scorer.p_value(ood_score), box)
 
 
 def because(box: NDArray[np.integer]) -> str:

@@ -130,6 +130,13 @@ def test_an_operation_with_low_priority_alone_waits_for_the_other() -> None:
     assert take(waiting, 4) == {old: 4}
 
 
+def test_one_job_of_normal_priority_is_enough_for_its_operation_s_turn() -> None:
+    low, high, other = make(8, scoring, low=True), make(2, scoring), make(8, sampling)
+    waiting = waiting_of(low, high, other)
+    waiting.charge(sampling, 1.0)
+    assert take(waiting, 4) == {high: 2, low: 2}
+
+
 def test_what_is_removed_is_counted_once() -> None:
     job, other = make(10), make(1)
     waiting = waiting_of(job, other)
