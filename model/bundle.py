@@ -29,6 +29,7 @@ from ddaebm.model.manifest import (
     FORMAT_VERSION,
     WITHOUT_SPOTS,
     Calibration,
+    FitReport,
     Manifest,
     check_name,
     parse_manifest,
@@ -150,7 +151,7 @@ def write_bundle(
                 images=dict(calibrated_on or splits["calibration"]),
                 of={file_name: hashes.get(file_name) for file_name in _CALIBRATED},
             ),
-            fit=None if fit is None else dict(fit),
+            fit=None if fit is None else FitReport.model_validate(fit),
             files=hashes,
         )
         (beside / MANIFEST).write_bytes(manifest.to_json())
@@ -254,7 +255,7 @@ def load_bundle(path: Path) -> Bundle:
         fitted=fitted,
         training=manifest.training,
         splits=manifest.splits,
-        fit=manifest.fit,
+        fit=None if manifest.fit is None else manifest.fit.model_dump(),
         files=files,
     )
 

@@ -24,7 +24,7 @@ from ddaebm.model.runtime import OnnxEngine
 
 LEAST = 20  # images that a score can be fitted to; below that the covariance of a fold has next to no data
 FEW = 200  # images below which more would gain much
-_MOST_BYTES = 2**30  # of energy maps in memory
+_MOST_BYTES = 2**30  # of energy maps in memory; beyond that, more images calibrate
 _HEADING = "\n## Fitted to other images\n"
 
 
@@ -140,9 +140,9 @@ def _split(images: NDArray[np.uint8], hold_out: float, seed: int, num_steps: int
     """
     _, first = np.unique(fingerprints(images), return_index=True)
     order = np.sort(first)[permutation(len(first), seed)]
-    held_out = round(len(order) * hold_out)
     most = max(LEAST, _MOST_BYTES // (4 * num_steps * images.shape[1] * images.shape[2]))
-    fitted = order[held_out:][:most]
+    held_out = max(round(len(order) * hold_out), len(order) - most)
+    fitted = order[held_out:]
     if len(fitted) < LEAST:
         raise DataError(
             f"{len(fitted)} of {len(first)} different images are left to fit a score to, at least {LEAST} are needed;"

@@ -74,6 +74,26 @@ class Calibration(_Section):
     of: dict[str, str | None]  # file name -> sha256
 
 
+class Caught(_Section):
+    """A row of what a gate catches; `model.ood.power.Caught`."""
+
+    fault: str
+    severity: str
+    auroc: float
+    caught: float
+
+
+class FitReport(_Section):
+    """What `ddaebm fit` found. Other keys are kept, for people."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+
+    fitted: int  # number of images that the score was fitted to
+    calibrated: int
+    alpha: float  # of the table
+    power: list[Caught]
+
+
 class Manifest(_Section):
     """The contents of `bundle.json`, in the order in which they are written."""
 
@@ -85,7 +105,7 @@ class Manifest(_Section):
     splits: dict[str, Any]  # size and digest of each part of the training data
     evaluation: dict[str, Any] | None = None
     calibration: Calibration
-    fit: dict[str, Any] | None = None  # of `ddaebm fit`: numbers of images, and what the gate would catch
+    fit: FitReport | None = None
     files: dict[str, str]  # file name -> sha256
 
     @model_validator(mode="after")

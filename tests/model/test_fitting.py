@@ -102,6 +102,14 @@ def test_hold_out_is_the_share_that_gives_the_p_values(
     assert "Fewer than 200 images were fitted" in str(made)
 
 
+def test_images_beyond_the_memory_for_a_fit_calibrate(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddaebm.model.fitting._MOST_BYTES", 30 * 4 * 4 * 16 * 16)
+    made = fit(bundle, surfaces(100), tmp_path / "gate")
+    assert (made.fitted, made.calibrated) == (30, 70)
+
+
 def test_copies_of_an_image_count_once(bundle: Bundle, tmp_path: Path) -> None:
     """A copy among the fitted images would lower the score of a calibration image."""
     images = surfaces(100)

@@ -78,6 +78,10 @@ def test_a_manifest_with_a_senseless_field_is_a_bundle_error(
         ("calibration.smallest_p", "0.1", "calibration.smallest_p: Input should be a valid number"),
         ("calibration.images", [], "calibration.images: Input should be an object"),
         ("calibration.of", [], "calibration.of: Input should be an object"),
+        ("fit", [], "fit: Input should be an object"),
+        ("fit", {"fitted": 5, "calibrated": 5, "alpha": 0.1}, "fit.power: Field required"),
+        ("fit", {"fitted": "5", "calibrated": 5, "alpha": 0.1, "power": []}, "fit.fitted: Input should be a valid int"),
+        ("fit", {"fitted": 5, "calibrated": 5, "alpha": 0.1, "power": [{"fault": "hole"}]}, "fit.power.0.severity"),
         ("files.README\\.md", 5, r"files.README.md: Input should be a valid string"),
     ],
 )
@@ -121,9 +125,10 @@ def test_a_manifest_holds_these_bytes(bundle: Path) -> None:
     manifest = json.loads(contents)
     assert contents == (json.dumps(manifest, indent=2) + "\n").encode()
     assert list(manifest) == ["format_version", "name", "model", "preprocessing", "training", "splits", "evaluation",
-                              "calibration", "files"]  # fmt: skip
+                              "calibration", "fit", "files"]  # fmt: skip
     assert manifest["model"] == json.loads(json.dumps(CONFIG.to_dict()))
     assert list(manifest["model"]) == list(CONFIG.to_dict())
     assert manifest["preprocessing"] == {"height": 16, "width": 16, "channels": 1, "resize_filter": "bicubic"}
     assert list(manifest["calibration"]) == ["size", "smallest_p", "images", "of"]
     assert manifest["evaluation"] is None
+    assert manifest["fit"] is None
