@@ -19,7 +19,7 @@ def test_lines_hold_the_count_and_the_rate(monkeypatch: pytest.MonkeyPatch, caps
         tick(500)
         clock[0] = 20.0
         tick(1500)
-    lines = ["sample: 5,000 of 10,000 images, 100/s", "sample: 7,000 of 10,000 images, 150/s"]
+    lines = ["sample: 5,000 of 10,000 images, 100/s, 50 s left", "sample: 7,000 of 10,000 images, 150/s, 20 s left"]
     assert capsys.readouterr() == ("", "\n".join(lines) + "\n")
 
 

@@ -225,7 +225,8 @@ def test_graphs_are_checked_at_another_batch_size_than_they_were_traced_at(
     monkeypatch.setattr(f"{module}.parity", lambda graph, session: checked.add(len(graph.example[0])) or 0.0)
     monkeypatch.setattr(f"{module}.make_session", lambda *args: None)
     monkeypatch.setattr(f"{module}.run_sampler", lambda *args: np.zeros((64, 16, 16, 1), np.uint8))
-    make_files(*load_run(debug_run))
+    config, state = load_run(debug_run)
+    make_files(config.network, state.generator_ema, state.energy_net_ema)
     assert traced
     assert checked
     assert not traced & checked
