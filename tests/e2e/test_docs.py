@@ -156,7 +156,7 @@ def test_the_readme_without_make_in_a_fresh_environment(tmp_path: Path) -> None:
         answers = [
             reader.do(block) for block in pages[first:] if not needs_torch(block) and not block.text.startswith("make ")
         ]
-        assert len(answers) == 2 + 1 + 3 + 3 + 2 + 2 + 8 + 1
+        assert len(answers) == 2 + 1 + 3 + 3 + 2 + 3 + 8 + 1
         assert answers[2].endswith("[False  True]\n(64, 28, 28)\n")
         assert answers[-1] == "made-0.png in\ntests/fixtures/digit.png ood\n"
     assert form(tmp_path / "grid.png") == ("L", (238, 238))
