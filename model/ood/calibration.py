@@ -16,7 +16,7 @@ from ddaebm.model.ood.spots import fit_spots
 from ddaebm.model.parallel import in_order, usable_cores
 from ddaebm.model.progress import Tick, say_nothing
 
-BATCH = 250
+BATCH = 64  # images a thread takes at a time
 FOLDS = 5
 LevelsOf: TypeAlias = Callable[[NDArray[np.uint8]], LevelStatistics]  # images (B, H, W, C) in the contract's form
 
