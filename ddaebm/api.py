@@ -205,7 +205,7 @@ class Model:
 
     @property
     def fit_report(self) -> Mapping[str, Any] | None:
-        """What `fit` found: numbers of images, and under "power" a row for each fault and severity, the worst first."""
+        """The findings of `fit`: numbers of images, and under "power" a row for each fault, the worst first."""
         return self._bundle.fit
 
     def save(self, path: str | PathLike[str]) -> Path:

@@ -4,7 +4,6 @@ This module and `manifest` define the disk format. A bundle holds data, never co
 NumPy arrays that are loaded without pickle.
 """
 
-import dataclasses
 import hashlib
 import io
 import stat
@@ -35,12 +34,11 @@ from ddaebm.model.manifest import (
     parse_manifest,
 )
 from ddaebm.model.manifest import MANIFEST as MANIFEST
+from ddaebm.model.ood.arrays import from_arrays, to_arrays
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.checks import check_arrays
 from ddaebm.model.ood.explain import Explainer
-from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
-from ddaebm.model.ood.spots import Spots
 
 SHIPPED = Path(__file__).parent / "bundles"
 # Graph -> weights. A graph refers to its weights, so that a bundle stores each number once.
@@ -135,7 +133,7 @@ def write_bundle(
         for file_name, contents in files.items():
             (beside / file_name).write_bytes(contents)
         with (beside / "calibration.npz").open("wb") as handle:
-            np.savez_compressed(handle, allow_pickle=False, **_arrays(fitted))
+            np.savez_compressed(handle, allow_pickle=False, **to_arrays(fitted))
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = Manifest(
             format_version=FORMAT_VERSION if fitted.scorer.has_spots else WITHOUT_SPOTS,
@@ -239,7 +237,7 @@ def load_bundle(path: Path) -> Bundle:
             raise BundleHashError(f"{path}: calibration.npz belongs to another {name}; export the bundle again")
     try:
         arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
-        fitted = _fitted(arrays, spots=manifest.format_version != WITHOUT_SPOTS)
+        fitted = from_arrays(arrays, spots=manifest.format_version != WITHOUT_SPOTS)
         check_arrays(
             fitted.scorer, fitted.explainer, manifest.model.num_steps, manifest.preprocessing.shape,
             manifest.calibration.size,
@@ -300,26 +298,3 @@ def _read(path: Path, name: str, expected: str) -> bytes:
             f"{path}: {name} is not the file that {MANIFEST} names (the sha256 differs); copy the bundle again"
         )
     return contents
-
-
-def _arrays(fitted: Fitted) -> dict[str, NDArray[Any]]:
-    """The arrays of `calibration.npz`."""
-    explainer = fitted.explainer
-    arrays = vars(explainer.pixels) | vars(fitted.scorer) | {"log_energies": explainer.log_energies}
-    if explainer.spots is None:
-        return {name: array for name, array in arrays.items() if name != "tails"}
-    return arrays | vars(explainer.spots)
-
-
-def _fitted(arrays: Mapping[str, NDArray[Any]], spots: bool) -> Fitted:
-    """The score of these arrays. Raises KeyError if one is missing."""
-    if not spots:
-        arrays = {**arrays, "tails": np.empty((0, 2))}
-    explainer = Explainer(
-        arrays["log_energies"], Pixels(**_fields(Pixels, arrays)), Spots(**_fields(Spots, arrays)) if spots else None
-    )
-    return Fitted(Scorer(**_fields(Scorer, arrays)), explainer)
-
-
-def _fields(kind: type[Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {field.name: arrays[field.name] for field in dataclasses.fields(kind)}

@@ -40,7 +40,7 @@ class Gate:
     caught: list[Caught]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the bundle keeps of it, for JSON."""
+        """The findings that the bundle keeps, for JSON."""
         low, high = false_alarm_interval(self.alpha, self.calibrated)
         return {
             "fitted": self.fitted, "calibrated": self.calibrated, "duplicates": self.duplicates,
@@ -154,7 +154,7 @@ def _split(images: NDArray[np.uint8], hold_out: float, seed: int, num_steps: int
 def _power(
     levels_of: LevelsOf, cross: CrossFitted, images: NDArray[np.uint8], alpha: float, seed: int, tick: Tick
 ) -> list[Caught]:
-    """What is caught of fitted images made faulty, each scored by the fit that leaves its original out."""
+    """Score fitted images made faulty, each by the fit that leaves its original out, and tell which are caught."""
     shown = spread(len(images))
 
     def score_of(faulty: NDArray[np.uint8]) -> NDArray[np.float64]:

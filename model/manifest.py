@@ -84,7 +84,7 @@ class Caught(_Section):
 
 
 class FitReport(_Section):
-    """What `ddaebm fit` found. Other keys are kept, for people."""
+    """The findings of `ddaebm fit`. Other keys are kept, for people."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 

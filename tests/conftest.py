@@ -1,4 +1,4 @@
-"""What several packages' tests share: one short training run and one exported bundle a session.
+"""Fixtures that several packages' tests share: one short training run and one exported bundle a session.
 
 Torch is imported inside the fixtures alone, so that the tests of serving can show that it is not needed.
 """

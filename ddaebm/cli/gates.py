@@ -3,11 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddaebm.cli.options import BUNDLE, MAX_PIXELS, PATH
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ddaebm.model.bundle import Bundle
 
 _NAME = "name for clients; the old bundle's by default"
 _UNKNOWN = 0.2  # share of images that the old threshold flags, above which `calibrate` advises to use `fit`
@@ -28,20 +34,13 @@ def fit(
 
     Tells what it would catch of your own images made faulty. Needs 40 images, and is better from 400 on.
     """
-    from ddaebm.model.bundle import find_bundle, load_bundle, require_replaceable
     from ddaebm.model.fitting import fit as make
     from ddaebm.model.fitting import work
-    from ddaebm.model.images.readers import read_images
-    from ddaebm.model.manifest import check_name
     from ddaebm.model.progress import progress
 
     _check_rate("--alpha", alpha)
     _check_rate("--hold-out", hold_out)
-    require_replaceable(out)  # this and the name before the images are read
-    if name is not None:
-        check_name(name)
-    old = load_bundle(find_bundle(bundle))
-    images = read_images(data, old.contract, max_pixels)
+    old, images = _read(bundle, data, out, name, max_pixels)
     with progress("fit", work(len(images), hold_out)) as tick:
         gate = make(old, images, out, hold_out, alpha, name, seed, tick)
     new = gate.bundle
@@ -62,20 +61,13 @@ def calibrate(
 
     For images of the same kind as before, such as those of another camera; for other images use `fit`.
     """
-    from ddaebm.model.bundle import find_bundle, load_bundle, require_replaceable
-    from ddaebm.model.images.readers import read_images
-    from ddaebm.model.manifest import check_name
     from ddaebm.model.ood.conformal import false_alarm_interval
     from ddaebm.model.ood.power import SETS, spread, table
     from ddaebm.model.progress import progress
     from ddaebm.model.recalibration import calibrate as make
 
     _check_rate("--alpha", alpha)
-    require_replaceable(out)  # this and the name before the images are read
-    if name is not None:
-        check_name(name)
-    old = load_bundle(find_bundle(bundle))
-    images = read_images(data, old.contract, max_pixels)
+    old, images = _read(bundle, data, out, name, max_pixels)
     with progress("calibrate", len(images) + SETS * len(spread(len(images)))) as tick:
         new, before, caught = make(old, images, out, alpha, name, tick)
     low, high = false_alarm_interval(alpha, len(images))
@@ -92,3 +84,16 @@ def calibrate(
 def _check_rate(option: str, rate: float) -> None:
     if not 1e-9 <= rate < 1:
         raise typer.BadParameter(f"{option} must lie between 0 and 1")
+
+
+def _read(bundle: str, data: str, out: Path, name: str | None, max_pixels: int) -> "tuple[Bundle, NDArray[np.uint8]]":
+    """Check where the result goes, and only then read the bundle and the images."""
+    from ddaebm.model.bundle import find_bundle, load_bundle, require_replaceable
+    from ddaebm.model.images.readers import read_images
+    from ddaebm.model.manifest import check_name
+
+    require_replaceable(out)
+    if name is not None:
+        check_name(name)
+    old = load_bundle(find_bundle(bundle))
+    return old, read_images(data, old.contract, max_pixels)

@@ -77,7 +77,7 @@ def _entries_of_one(item: Any, index: int, channels: int | None) -> Iterator[Ent
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is an array or a tensor that converts to one. PIL images do not count, although they convert."""
+    """Return True if `value` is an array or a tensor that converts to one. PIL images convert, but do not count."""
     return hasattr(value, "__array__") and not isinstance(value, Image.Image)
 
 

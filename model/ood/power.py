@@ -1,4 +1,4 @@
-"""What a gate would catch: ordinary images of the user made faulty, and the share of them that raises an alarm."""
+"""Measure what a gate would catch: the user's ordinary images are made faulty, and alarms are counted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple

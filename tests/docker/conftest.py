@@ -1,4 +1,4 @@
-"""What compose, Prometheus and Grafana are given, read as they read it."""
+"""Read the files of compose, Prometheus and Grafana as these programs read them."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def read_dashboard() -> dict[str, Any]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Those that show something: rows only head them."""
+    """Return the panels that show something; rows are only headings."""
     return [panel for panel in read_dashboard()["panels"] if panel["type"] != "row"]
 
 

@@ -33,7 +33,7 @@ def exported() -> dict[str, set[str]]:
     for family in metrics.registry.collect():
         for sample in family.samples:
             series.setdefault(sample.name, {"job", "instance"}).update(sample.labels)
-    # What Prometheus adds itself.
+    # Prometheus adds these itself.
     return series | {"up": {"job", "instance"}, "ALERTS": {"job", "instance", "alertname", "alertstate", "severity"}}
 
 

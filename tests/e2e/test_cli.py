@@ -28,7 +28,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 
 def training_images(bundle: Path) -> NDArray[np.uint8]:
-    """What the debug recipe learns."""
+    """Return the images that the debug recipe learns."""
     from ddaebm.training.data import load_data
     from ddaebm.training.recipes import make_config
 

@@ -51,7 +51,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(page: str) -> list[Block]:
-    """What a reader would type or run: shell commands one by one, with what a `console` shows left out."""
+    """Return what a reader would type or run: shell commands one by one, without the output that a `console` shows."""
     found = []
     for block in blocks(page):
         if block.language == "python":

@@ -176,7 +176,7 @@ def test_headers_may_be_as_large_as_the_limit_in_pieces_and_one_after_the_other(
 
 @pytest.mark.parametrize("over", [0, 1])
 def test_headers_have_the_limit_s_bytes_and_no_more(start: Start, over: int) -> None:
-    """A header counts with its colon, space and line end, the request line by its path."""
+    """A header counts with colon, space and line end."""
     live = start(max_header_bytes=1000)
     client = live.client().send(b"GET /livez HTTP/1.1\r\nA: " + b"x" * (1000 - len(b"/livez") - 5 + over) + b"\r\n\r\n")
     if over:
