@@ -37,7 +37,7 @@ train-demo: $(VENV)/.everything
 # The fault tests in full; STRESS=0.1 is near a tenth of that, ARGS="-k soak" one of them (docs/stress.md).
 STRESS ?= 1
 stress: $(VENV)/.everything
-	STRESS=$(STRESS) $(BIN)/python -m pytest tests/stress tests/hostile $(ARGS)
+	STRESS=$(STRESS) $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/stress tests/hostile $(ARGS)
 
 docker-test:
 	PYTHON=$(PYTHON) docker/test.sh
