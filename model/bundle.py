@@ -24,8 +24,8 @@ from ddaebm.model.errors import (
 )
 from ddaebm.model.files import PARTIAL, read_arrays, require_writable, write_folder
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.manifest import MANIFEST as MANIFEST
 from ddaebm.model.manifest import (
-    FORMAT_VERSION,
     WITHOUT_SPOTS,
     Calibration,
     FitReport,
@@ -33,8 +33,7 @@ from ddaebm.model.manifest import (
     check_name,
     parse_manifest,
 )
-from ddaebm.model.manifest import MANIFEST as MANIFEST
-from ddaebm.model.ood.arrays import from_arrays, to_arrays
+from ddaebm.model.ood.arrays import format_version, from_arrays, to_arrays
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.checks import check_arrays
 from ddaebm.model.ood.explain import Explainer
@@ -136,7 +135,7 @@ def write_bundle(
             np.savez_compressed(handle, allow_pickle=False, **to_arrays(fitted))
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = Manifest(
-            format_version=FORMAT_VERSION if fitted.scorer.has_spots else WITHOUT_SPOTS,
+            format_version=format_version(fitted),
             name=name,
             model=config,
             preprocessing=contract,

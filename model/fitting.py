@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from ddaebm.model.manifest import WITHOUT_SPOTS, check_name
 from ddaebm.model.noise import permutation
 from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, calibrated, cross_fit, look, score_images
 from ddaebm.model.ood.conformal import false_alarm_interval
-from ddaebm.model.ood.power import SETS, Caught, painted, power, spread, table
+from ddaebm.model.ood.power import MOST, SETS, Caught, judge, mean_auroc, painted, spread, table, worst_first
+from ddaebm.model.ood.scoring import DEFAULT_FORM, FORMS
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.recalibration import require_enough_for, require_unseen
 from ddaebm.model.runtime import OnnxEngine
 
 LEAST = 20  # images that a score can be fitted to; below that the covariance of a fold has next to no data
+LEAST_TO_CHOOSE = 100  # fitted images from which on the form of the score is chosen
+MARGIN = 0.005  # of mean AUROC; smaller differences between forms are noise
 FEW = 200  # images below which more would gain much
 _MOST_BYTES = 2**30  # of energy maps in memory; beyond that, more images calibrate
 _HEADING = "\n## Fitted to other images\n"
@@ -38,6 +41,8 @@ class Gate:
     duplicates: int  # images that were left out: they have the same pixels as another one
     alpha: float
     caught: list[Caught]
+    form: str  # the form of the score, of `model.ood.scoring.FORMS`
+    forms: Mapping[str, float]  # mean AUROC of each form that was compared, over the table
 
     def to_dict(self) -> dict[str, Any]:
         """The findings that the bundle keeps, for JSON."""
@@ -45,6 +50,7 @@ class Gate:
         return {
             "fitted": self.fitted, "calibrated": self.calibrated, "duplicates": self.duplicates,
             "alpha": self.alpha, "smallest_p": 1 / (self.calibrated + 1), "false_alarms": [low, high],
+            "form": self.form, "forms": {form: round(mean, 4) for form, mean in self.forms.items()},
             "power": [row.to_dict() for row in self.caught],
         }  # fmt: skip
 
@@ -59,10 +65,23 @@ def describe(about: Mapping[str, Any], rows: str) -> str:
     left_out = f"{about['duplicates']} duplicates were left out.\n" if about["duplicates"] else ""
     return (
         f"{about['fitted']} images fitted, {about['calibrated']} calibrate; the smallest p-value is"
-        f" {about['smallest_p']:.2g}.\n{left_out}{few}"
+        f" {about['smallest_p']:.2g}.\n{left_out}{few}{_of_forms(about)}"
         f"At alpha = {about['alpha']:g} the false-alarm rate is between {low:.2%} and {high:.2%} (99 % interval).\n\n"
         f"Your own images made faulty, and what this gate would catch of them, the worst first:\n\n{rows}"
     )
+
+
+def _of_forms(about: Mapping[str, Any]) -> str:
+    if len(about["forms"]) < 2:
+        return ""
+    means = ", ".join(f"{mean:.3f} with {form}" for form, mean in about["forms"].items())
+    return f"The score has {about['form']}: its mean AUROC over the table below is {means}.\n"
+
+
+def choose(forms: Mapping[str, float]) -> str:
+    """The form with the highest mean AUROC; the default one unless another gains more than `MARGIN`."""
+    best = max(forms, key=forms.__getitem__)
+    return best if forms[best] > forms[DEFAULT_FORM] + MARGIN else DEFAULT_FORM
 
 
 def work(count: int, hold_out: float) -> int:
@@ -85,7 +104,7 @@ def fit(
 
     One part of the images, drawn at random, gives the p-values and is used for nothing else. The score is fitted to the
     rest. What it would catch is measured on images made faulty (`model/ood/faults.py`), each scored by a fit that left
-    its original out.
+    its original out. With `LEAST_TO_CHOOSE` fitted images or more this table also chooses the form of the score.
 
     Args:
         images: Ordinary images, uint8 (n, H, W, C) in the contract's form.
@@ -114,16 +133,22 @@ def fit(
     parts = _split(images, hold_out, seed, bundle.config.num_steps)
     require_enough_for(alpha, len(parts.held_out))
     engine = OnnxEngine(bundle, device="cpu")
-    cross = cross_fit(parts.fitted, look(engine.level_statistics, parts.fitted, tick), len(parts.held_out), seed)
+    compared = tuple(FORMS) if len(parts.fitted) >= LEAST_TO_CHOOSE else (DEFAULT_FORM,)
+    levels = look(engine.level_statistics, parts.fitted, tick)
+    crosses = {form: cross_fit(parts.fitted, levels, len(parts.held_out), seed, form) for form in compared}
+    powers = powers_of(engine.level_statistics, crosses, parts.fitted, alpha, seed, tick=tick)
+    forms = {form: mean_auroc(rows) for form, rows in powers.items()}
+    form = choose(forms)
+    cross = crosses[form]
     fitted = calibrated(cross.fitted, score_images(engine.level_statistics, cross.fitted, parts.held_out, tick))
-    caught = _power(engine.level_statistics, cross, parts.fitted, alpha, seed, tick)
-    gate = Gate(bundle, len(parts.fitted), len(parts.held_out), parts.duplicates, alpha, caught)
+    counts = len(parts.fitted), len(parts.held_out), parts.duplicates
+    gate = Gate(bundle, *counts, alpha, powers[form], form, forms)
     about = {**gate.to_dict(), "hold_out": hold_out, "seed": seed}
     sha256 = hashlib.sha256(parts.held_out.tobytes()).hexdigest()
     source = {"count": len(parts.held_out), "sha256": sha256, "replaces": bundle.digest}
     files = {"README.md": _card(bundle, gate, sha256).encode(), "faults.png": _pictures(parts.fitted, seed)}
     written = rewrite_bundle(bundle, out, name, fitted, source, files, about)
-    return Gate(written, gate.fitted, gate.calibrated, gate.duplicates, alpha, caught)
+    return replace(gate, bundle=written)
 
 
 @dataclass(frozen=True)
@@ -151,21 +176,28 @@ def _split(images: NDArray[np.uint8], hold_out: float, seed: int, num_steps: int
     return _Parts(images[np.sort(fitted)], images[np.sort(order[:held_out])], len(images) - len(first))
 
 
-def _power(
-    levels_of: LevelsOf, cross: CrossFitted, images: NDArray[np.uint8], alpha: float, seed: int, tick: Tick
-) -> list[Caught]:
-    """Score fitted images made faulty, each by the fit that leaves its original out, and tell which are caught."""
-    shown = spread(len(images))
+def powers_of(
+    levels_of: LevelsOf, crosses: Mapping[str, CrossFitted], images: NDArray[np.uint8], alpha: float, seed: int = 0,
+    most: int = MOST, tick: Tick = say_nothing,
+) -> dict[str, list[Caught]]:  # fmt: skip
+    """What each form catches of fitted images made faulty, each scored by the fit that leaves its original out.
 
-    def score_of(faulty: NDArray[np.uint8]) -> NDArray[np.float64]:
-        levels, scores = look(levels_of, faulty, tick), np.empty(len(faulty))
-        for number, without in enumerate(cross.without):
-            mine = np.flatnonzero(cross.fold[shown] == number)
-            scores[mine] = without.score(faulty[mine], levels.take(mine)).ood_score
-        return scores
-
-    threshold = float(np.quantile(cross.scores, 1 - alpha, method="higher"))
-    return power(images[shown], score_of, cross.scores, threshold, seed)
+    Args:
+        crosses: Fits to `images` by form, with the same folds.
+        most: Number of images that are made faulty.
+    """
+    shown = spread(len(images), most)
+    rows: dict[str, list[Caught]] = {form: [] for form in crosses}
+    for fault, severity, faulty in painted(images[shown], seed):
+        levels = look(levels_of, faulty, tick)
+        for form, cross in crosses.items():
+            scores = np.empty(len(faulty))
+            for number, without in enumerate(cross.without):
+                mine = np.flatnonzero(cross.fold[shown] == number)
+                scores[mine] = without.score(faulty[mine], levels.take(mine)).ood_score
+            threshold = float(np.quantile(cross.scores, 1 - alpha, method="higher"))
+            rows[form].append(judge(fault, severity, scores, cross.scores, threshold))
+    return {form: worst_first(found) for form, found in rows.items()}
 
 
 def _pictures(images: NDArray[np.uint8], seed: int) -> bytes:

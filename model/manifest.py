@@ -14,8 +14,10 @@ from ddaebm.model.images.contract import Contract
 
 S = TypeVar("S", bound=BaseModel)
 
-FORMAT_VERSION = 6
-WITHOUT_SPOTS = 5  # the format before: its score is of the whole image alone. It is read and served as it was
+FORMAT_VERSION = 7
+# Earlier formats are read and served as they were: in 6 the score has one number for the complexity of an image, in
+# 5 it has no spots either.
+WITHOUT_SPOTS, WITH_FINE_DETAIL = 5, 6
 MANIFEST = "bundle.json"
 _SHOWN = 3  # faults that an error message lists
 
@@ -91,6 +93,8 @@ class FitReport(_Section):
     fitted: int  # number of images that the score was fitted to
     calibrated: int
     alpha: float  # of the table
+    form: str | None = None  # of the score; None in bundles of format 6
+    forms: dict[str, float] | None = None  # mean AUROC over the table of each form that was compared
     power: list[Caught]
 
 
@@ -137,9 +141,9 @@ def parse_manifest(path: Path, contents: bytes) -> Manifest:
         BundleError: The contents are not JSON, or a value is missing or has the wrong type.
     """
     version = _parse(_Version, path, contents).format_version
-    if version not in (WITHOUT_SPOTS, FORMAT_VERSION):
+    if not WITHOUT_SPOTS <= version <= FORMAT_VERSION:
         raise BundleVersionError(
-            f"{path}: bundle format {version}, this release reads {WITHOUT_SPOTS} and {FORMAT_VERSION};"
+            f"{path}: bundle format {version}, this release reads {WITHOUT_SPOTS} to {FORMAT_VERSION};"
             " upgrade ddaebm or export the bundle again"
         )
     return _parse(Manifest, path, contents)

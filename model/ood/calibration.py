@@ -11,7 +11,15 @@ from ddaebm.model.noise import permutation
 from ddaebm.model.ood.explain import Explainer, fit_explainer
 from ddaebm.model.ood.levels import LevelStatistics, Scores, score_levels, score_rows
 from ddaebm.model.ood.pixels import fit_pixels
-from ddaebm.model.ood.scoring import Scorer, calibrate_scorer, fit_scorer, require_enough, weights_beside, with_spots
+from ddaebm.model.ood.scoring import (
+    DEFAULT_FORM,
+    Scorer,
+    calibrate_scorer,
+    fit_scorer,
+    require_enough,
+    weights_beside,
+    with_spots,
+)
 from ddaebm.model.ood.spots import fit_spots
 from ddaebm.model.parallel import in_order, usable_cores
 from ddaebm.model.progress import Tick, say_nothing
@@ -60,7 +68,9 @@ def score_images(levels_of: LevelsOf, fitted: Fitted, images: NDArray[np.uint8],
     return Scores(*(np.concatenate(outputs) for outputs in zip(*found, strict=True)))
 
 
-def cross_fit(images: NDArray[np.uint8], levels: LevelStatistics, calibration: int, seed: int = 0) -> CrossFitted:
+def cross_fit(
+    images: NDArray[np.uint8], levels: LevelStatistics, calibration: int, seed: int = 0, form: str = DEFAULT_FORM
+) -> CrossFitted:
     """Fit the score to ordinary images (N, H, W, C), N >= 2, with the network's outputs `levels` for them.
 
     Each of five folds is scored by a fit to the others. These scores are as those of new images, which those of images
@@ -69,17 +79,18 @@ def cross_fit(images: NDArray[np.uint8], levels: LevelStatistics, calibration: i
     Args:
         calibration: Number of images that will give the p-values.
         seed: Draws the folds.
+        form: One of `model.ood.scoring.FORMS`.
     """
     fold = np.empty(len(images), np.int64)
     fold[permutation(len(images), seed)] = np.arange(len(images)) % min(FOLDS, len(images))
-    without = [_fit(images, levels, np.flatnonzero(fold != number)) for number in range(fold.max() + 1)]
+    without = [_fit(images, levels, np.flatnonzero(fold != number), form) for number in range(fold.max() + 1)]
     whole, hottest = np.empty(len(images)), np.empty(len(images))
     for number, left_out in enumerate(without):
         mine = np.flatnonzero(fold == number)
         part, outputs = images[mine], levels.take(mine)
         whole[mine] = left_out.scorer.whole(score_rows(part, outputs, left_out.explainer.pixels))
         hottest[mine] = left_out.explainer.heatmaps(part, outputs.energy_map).max((1, 2))
-    complete = _fit(images, levels, np.arange(len(images)))
+    complete = _fit(images, levels, np.arange(len(images)), form)
     complete = replace(complete, scorer=with_spots(complete.scorer, whole, hottest, calibration))
     tails = complete.scorer.tails
     without = [replace(one, scorer=replace(one.scorer, tails=tails)) for one in without]
@@ -114,11 +125,11 @@ def fit(levels_of: LevelsOf, reference: NDArray[np.uint8], calibration: NDArray[
     return calibrated(fitted, score_images(levels_of, fitted, calibration))
 
 
-def _fit(images: NDArray[np.uint8], levels: LevelStatistics, index: NDArray[np.int64]) -> Fitted:
+def _fit(images: NDArray[np.uint8], levels: LevelStatistics, index: NDArray[np.int64], form: str) -> Fitted:
     """The score of the images at `index`, without tails."""
     images, levels = images[index], levels.take(index)
     pixels, num_steps = fit_pixels(levels.energy_map), levels.energies.shape[1]
-    scorer = fit_scorer(score_rows(images, levels, pixels), num_steps, weights_beside(num_steps))
+    scorer = fit_scorer(score_rows(images, levels, pixels), num_steps, weights_beside(num_steps), form)
     spots = fit_spots(pixels, images, levels.energy_map)
     return Fitted(scorer, fit_explainer(levels.energies, pixels, spots))
 

@@ -22,7 +22,10 @@ def check_arrays(scorer: Scorer, explainer: Explainer, num_steps: int, shape: tu
     height, width, channels = shape
     per_pixel = (num_steps, height, width)
     columns = len(scorer.whitening)  # D
-    columns_and_beside = columns + len(weights_beside(num_steps))  # D + P
+    known = 2 * num_steps + 1, len(weights_beside(num_steps))  # P up to format 6, and since
+    if scorer.mean.ndim != 1 or scorer.beside not in known:
+        raise ValueError(f"mean is {scorer.mean.shape}, not {columns} and {known[0]} or {known[1]} more")
+    columns_and_beside = len(scorer.mean)  # D + P
     shapes: dict[str, tuple[int, ...]] = {
         "pixel_mean": per_pixel, "pixel_std": per_pixel, "log_offset": (num_steps, 1, 1),
         "log_mean": per_pixel, "log_std": per_pixel,

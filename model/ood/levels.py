@@ -5,9 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.ood.complexity import complexity
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
-from ddaebm.model.ood.scoring import Scorer, fine_detail, statistics
+from ddaebm.model.ood.scoring import Scorer, statistics
 from ddaebm.model.ood.spots import boxes
 from ddaebm.model.ood.tails import join
 
@@ -65,7 +66,8 @@ def _score(
     scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics,
     heat: NDArray[np.float64] | None,
 ) -> Scores:  # fmt: skip
-    rows, box = score_rows(images, levels, explainer.pixels), np.zeros((len(images), 4), np.int64)
+    rows = score_rows(images, levels, explainer.pixels)[:, : len(scorer.mean)]  # fewer in bundles of formats 5 and 6
+    box = np.zeros((len(images), 4), np.int64)
     if scorer.has_spots and heat is not None:
         parts = scorer.parts(rows, heat.max((1, 2)))
         ood_score = join(parts)
@@ -82,9 +84,9 @@ def because(box: NDArray[np.integer]) -> str:
 
 
 def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixels) -> NDArray[np.float64]:
-    """Input rows of `Scorer`, (B, T + T·F + 2T + 1).
+    """Input rows of `Scorer`, (B, T + T·F + 2T + 4).
 
-    The columns are log energies, features, pixel statistics and fine detail.
+    The columns are log energies, features, pixel statistics and complexity.
     """
     known, of_pixels = statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)
-    return np.hstack([known, of_pixels, fine_detail(images)])
+    return np.hstack([known, of_pixels, complexity(images)])

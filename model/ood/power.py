@@ -37,9 +37,9 @@ def auroc(inside: NDArray[np.floating], outside: NDArray[np.floating]) -> float:
     return float((below + up_to).mean() / (2 * len(ordered)))
 
 
-def spread(count: int) -> NDArray[np.int64]:
-    """Indices of the images to make faulty, evenly over 0..count-1 and at most `MOST`."""
-    return np.linspace(0, count - 1, min(count, MOST)).round().astype(np.int64)
+def spread(count: int, most: int = MOST) -> NDArray[np.int64]:
+    """Indices of the images to make faulty, evenly over 0..count-1 and at most `most`."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def painted(images: NDArray[np.uint8], seed: int = 0) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
@@ -61,11 +61,24 @@ def power(
         ordinary: Scores of ordinary images, (M,).
         threshold: Score above which an image raises an alarm.
     """
-    rows = []
-    for fault, severity, faulty in painted(images, seed):
-        scores = score_of(faulty)
-        rows.append(Caught(fault, severity, auroc(ordinary, scores), float((scores > threshold).mean())))
+    rows = [
+        judge(fault, severity, score_of(faulty), ordinary, threshold)
+        for fault, severity, faulty in painted(images, seed)
+    ]
+    return worst_first(rows)
+
+
+def judge(fault: str, severity: str, scores: Floats, ordinary: Floats, threshold: float) -> Caught:
+    """A row of the table from the scores of faulty images (N,). Other args as `power`."""
+    return Caught(fault, severity, auroc(ordinary, scores), float((scores > threshold).mean()))
+
+
+def worst_first(rows: Sequence[Caught]) -> list[Caught]:
     return sorted(rows, key=lambda row: (row.caught, row.auroc))
+
+
+def mean_auroc(rows: Sequence[Caught]) -> float:
+    return float(np.mean([row.auroc for row in rows]))
 
 
 def table(rows: Sequence[Caught], alpha: float) -> str:

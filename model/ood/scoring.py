@@ -6,15 +6,17 @@ whole image. The latter is a sum of
 - the squared Mahalanobis distance of the log energies and hidden features of all T levels,
 - the residual of each log energy given the features. A high energy may mean a complex image (a striped shirt) or one of
   another kind, and the features show which.
-- the residuals of two pixel statistics of each level (`model/ood/pixels.py`) and of the image's fine detail, given log
-  energies and features.
+- the residuals of two pixel statistics of each level (`model/ood/pixels.py`) and of four numbers for how complex the
+  image is (`model/ood/complexity.py`), given log energies and features.
 
 With D = T + T·F, and everything in standard deviations, it is
 
-    S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ] + ¼ d² }
+    S = distance² + D/T · { Σ_k [ ¼ max(0, r_k)² + ⅛ min(0, r_k)² + ⅛ z_k² + 1/16 a_k² + 1/16 b_k² ]
+                            + ¼ d² + ¼ f² + 1/16 u² + 1/16 v² }
 
 Here r are the residuals of the log energies, z the log energies themselves, a the residuals of the largest pixel, b
-those of the pixels' root mean square, and d that of the fine detail. docs/ood.md explains how this form was chosen.
+those of the pixels' root mean square, and d, f, u and v those of fine detail, equal neighbours and distinct runs along
+rows and columns. docs/ood.md explains how this form was chosen.
 
 The score is fitted on the reference part of the held-out data. The p-values come from the calibration part, which is
 used for nothing else (Bates, Candès, Lei, Romano, Sesia 2023, *Testing for outliers with conformal p-values*).
@@ -28,14 +30,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.errors import ConfigError
+from ddaebm.model.ood.complexity import WEIGHTS
 from ddaebm.model.ood.conformal import firing
 from ddaebm.model.ood.explain import log_energies
 from ddaebm.model.ood.tails import fit_tails, tail_scores
 
 Floats = NDArray[np.float64]
 
-_RIDGE = 0.01  # ridge penalty, for features of variance 1; some features are almost collinear
-_LEAST_DETAIL = 0.1  # in grey levels; keeps the logarithm of a constant image finite
+# Penalties of the ridge regressions that give the residuals, for features of variance 1. Some features are almost
+# collinear. Of several penalties, each regression takes the one with the smallest leave-one-out error.
+FORMS: dict[str, tuple[float, ...]] = {
+    "small ridge": (0.01,),
+    "cross-validated ridge": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+}
+DEFAULT_FORM = "small ridge"
+# Smallest std of a residual beside the distance, in logarithms. A number that is the same in all reference images, such
+# as the share of equal neighbours in noise, would else make any image strange that has it otherwise.
+_LEAST_RESIDUAL = 0.02
 
 
 def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -> Floats:
@@ -43,24 +54,12 @@ def statistics(energies: NDArray[np.floating], features: NDArray[np.floating]) -
     return np.concatenate([log_energies(energies), features.reshape(len(features), -1)], axis=1, dtype=np.float64)
 
 
-def fine_detail(images: NDArray[np.uint8]) -> Floats:
-    """Logarithm of the mean absolute diagonal detail in grey levels: images (B, H, W, C) -> (B, 1).
-
-    The diagonal detail is x_ij - x_(i+1)j - x_i(j+1) + x_(i+1)(j+1), the finest diagonal band of an undecimated Haar
-    transform. It is 0 for edges along the axes and for slow changes of brightness, large for noise and small for blur.
-    """
-    rows = np.diff(images.astype(np.int16), axis=1)
-    detail = np.abs(np.diff(rows, axis=2)).mean((1, 2, 3), dtype=np.float64)
-    logs: Floats = np.log(detail + _LEAST_DETAIL)[:, None]
-    return logs
-
-
 def weights_beside(levels: int) -> tuple[float, ...]:
-    """Weights of the residuals a, b and d in the score, (2T + 1,), for T = `levels`.
+    """Weights of the residuals beside the distance in the score, (2T + 4,), for T = `levels`: a, b, d, f, u and v.
 
     They belong to the columns that `model.ood.levels.score_rows` puts after the first D.
     """
-    return (*(1 / 16,) * (2 * levels), 1 / 4)
+    return (*(1 / 16,) * (2 * levels), *WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -69,18 +68,24 @@ class Scorer:
 
     S(row) = ‖whitening·(row - mean)[:D]‖² + ‖max(0, surprise·(row - mean))‖².
 
-    Bundles of format 5 have no spots; their score is S itself.
+    Bundles of format 5 have no spots; their score is S itself. In formats 5 and 6, P = 2T + 1: of the numbers of
+    complexity they have the fine detail alone.
     """
 
-    mean: Floats  # (D + P,), P = 2T + 1
+    mean: Floats  # (D + P,), P = 2T + 4
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
-    surprise: Floats  # (4T + 2P, D + P), weighted rows for r, -r, z, -z, then (a, b, d) and (-a, -b, -d)
+    surprise: Floats  # (4T + 2P, D + P), weighted rows for r, -r, z, -z, then the P residuals and their negatives
     calibration_scores: Floats  # (n,), ascending
     tails: Floats  # (2, 2), `model.ood.tails.fit_tails`; (0, 2) without spots
 
     @property
     def has_spots(self) -> bool:
         return len(self.tails) > 0
+
+    @property
+    def beside(self) -> int:
+        """P, the number of columns that do not enter the distance."""
+        return len(self.mean) - len(self.whitening)
 
     def parts(self, rows: Floats, hottest: Floats) -> Floats:
         """The tail scores of the whole image and of its hottest spot, (B, 2); the larger one is the reason."""
@@ -126,7 +131,7 @@ class Scorer:
         return max(0.05, self.smallest_p)
 
 
-def fit_scorer(reference: Floats, levels: int, beside: Sequence[float] = ()) -> Scorer:
+def fit_scorer(reference: Floats, levels: int, beside: Sequence[float] = (), form: str = DEFAULT_FORM) -> Scorer:
     """Fit the statistic of the whole image to `reference` rows (m, D + P): a score without spots or calibration.
 
     The covariance of the standardised rows is shrunk towards a multiple of the identity by oracle approximating
@@ -135,6 +140,7 @@ def fit_scorer(reference: Floats, levels: int, beside: Sequence[float] = ()) -> 
     Args:
         levels: T, the number of log energies, which are the first columns; 0 gives the distance alone.
         beside: Weights of the residuals of the last P columns, which do not enter the distance.
+        form: One of `FORMS`.
     """
     mean, std = reference.mean(0), np.maximum(reference.std(0), 1e-9)
     standard = (reference - mean) / std
@@ -144,7 +150,8 @@ def fit_scorer(reference: Floats, levels: int, beside: Sequence[float] = ()) -> 
     covariance = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / dim * np.eye(dim)
     # row @ precision @ row = ‖L.T @ row‖² with L the Cholesky factor of the precision matrix.
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).T / std[:dim]
-    surprise = _surprise(standard, levels, beside) / std
+    least = _LEAST_RESIDUAL / std[dim:]
+    surprise = _surprise(standard, levels, beside, FORMS[form], least) / std
     return Scorer(mean, whitening, surprise, np.empty(0), np.empty((0, 2)))
 
 
@@ -156,7 +163,9 @@ def require_enough(reference: int, calibration: int) -> None:
         )
 
 
-def _surprise(standard: Floats, levels: int, beside: Sequence[float]) -> Floats:
+def _surprise(
+    standard: Floats, levels: int, beside: Sequence[float], penalties: Sequence[float], least: Floats
+) -> Floats:
     """The rows of `Scorer.surprise` for standardised rows, (4T + 2P, D + P).
 
     Each statistic appears twice, with both signs, because `Scorer.ood_score` uses only positive values. D/T is the
@@ -166,25 +175,46 @@ def _surprise(standard: Floats, levels: int, beside: Sequence[float]) -> Floats:
     """
     columns = standard.shape[1]
     dim = columns - len(beside)
-    r = _residuals(standard, slice(0, levels), slice(levels, dim))
+    r = _residuals(standard, slice(0, levels), slice(levels, dim), penalties, np.full(levels, 1e-9))
     z = np.eye(levels, columns)
     share = dim / max(levels, 1)  # D/T
     quarter, eighth = np.sqrt(share / 4), np.sqrt(share / 8)
-    abd = _residuals(standard, slice(dim, columns), slice(0, dim)) * np.sqrt(share * np.array(beside))[:, None]
-    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z, abd, -abd])
+    others = _residuals(standard, slice(dim, columns), slice(0, dim), penalties, least)
+    others *= np.sqrt(share * np.array(beside))[:, None]
+    return np.vstack([quarter * r, -eighth * r, eighth * z, -eighth * z, others, -others])
 
 
-def _residuals(standard: Floats, wanted: slice, given: slice) -> Floats:
+def _residuals(standard: Floats, wanted: slice, given: slice, penalties: Sequence[float], least: Floats) -> Floats:
     """Rows that compute the residuals of columns `wanted` after ridge regression on columns `given`.
 
-    Returns (wanted, columns); the residuals have unit standard deviation.
+    With one penalty the unit is the standard deviation of the residuals of `standard`. With several it is that of the
+    leave-one-out residuals e_i/(1 - h_i), h the diagonal of the hat matrix (Allen 1974, *The relationship between
+    variable selection and data augmentation and a method for prediction*): the former are too small for a few images.
+
+    Args:
+        least: Smallest unit of each residual, (wanted,).
+
+    Returns (wanted, columns).
     """
     x, y = standard[:, given], standard[:, wanted]
-    gram = x.T @ x / len(x) + _RIDGE * np.eye(x.shape[1])
-    weights = np.linalg.solve(gram, x.T @ y / len(x))
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    turned = x @ vectors
+    moments = turned.T @ y / len(y)
+    fits = []
+    for penalty in penalties:
+        shrunk = moments / (values + penalty)[:, None]
+        residuals = y - turned @ shrunk
+        if len(penalties) > 1:
+            leverage = (turned**2 / (values + penalty)).sum(1) / len(x)
+            residuals /= np.maximum(1 - leverage, 1e-3)[:, None]
+        fits.append((vectors @ shrunk, residuals.std(0), (residuals**2).mean(0)))
+    best = np.argmin([errors for _, _, errors in fits], 0)
     rows = np.zeros((y.shape[1], standard.shape[1]))
-    rows[:, wanted], rows[:, given] = np.eye(len(rows)), -weights.T
-    rows /= np.maximum((y - x @ weights).std(0), 1e-9)[:, None]
+    rows[:, wanted] = np.eye(len(rows))
+    for row, column, i in zip(rows, range(len(rows)), best, strict=True):
+        weights, scales, _ = fits[i]
+        row[given] = -weights[:, column]
+        row /= max(scales[column], least[column])
     return rows
 
 

@@ -148,6 +148,8 @@ class Fit(BaseModel):
     fitted: int = Field(description="images that the score was fitted to")
     calibrated: int
     alpha: float
+    form: str | None = Field(None, description="the form of the score that was chosen")
+    forms: dict[str, float] | None = Field(None, description="mean AUROC of each form that was compared, over `power`")
     power: list[Caught] = Field(description="ordinary images made faulty, and what is caught of them; the worst first")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,26 @@ import pytest
 
 import ddaebm
 from ddaebm.model.bundle import MANIFEST, load_bundle, write_bundle
+from ddaebm.model.manifest import FORMAT_VERSION
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.training.data import load_data
 from tests.e2e.conftest import Cli, check_failure
 from tests.model.test_fitting import surfaces
 
 
-def without_spots(bundle: Path, out: Path) -> Path:
-    """The bundle as release 0.0 wrote it, format 5."""
+def of_format(version: int, bundle: Path, out: Path) -> Path:
+    """The bundle as earlier releases wrote it, in format 5 or 6."""
     loaded = load_bundle(bundle)
-    explainer = type(loaded.explainer)(loaded.explainer.log_energies, loaded.explainer.pixels, None)
-    old = type(loaded.scorer)(**{**vars(loaded.scorer), "tails": np.empty((0, 2))})
+    old, explainer = loaded.scorer, loaded.explainer
+    columns = len(old.whitening) + 2 * loaded.config.num_steps + 1  # of complexity the fine detail alone
+    old = replace(old, mean=old.mean[:columns], surprise=old.surprise[:, :columns])
+    if version == 5:
+        explainer, old = replace(explainer, spots=None), replace(old, tails=np.empty((0, 2)))
     files = {name: loaded.read(name) for name in loaded.files if name != "calibration.npz"}
     write_bundle(
         out, "old", loaded.config, loaded.contract, Fitted(old, explainer), loaded.training, loaded.splits, files
     )
-    assert json.loads((out / MANIFEST).read_text())["format_version"] == 5
+    assert json.loads((out / MANIFEST).read_text())["format_version"] == version
     return out
 
 
@@ -91,7 +96,7 @@ def test_calibrate_tells_what_is_caught_and_when_to_fit_in_its_place(
 def test_a_bundle_of_the_format_before_is_served_as_it_was_and_brought_forward(
     call: Cli, debug_bundle: Path, tmp_path: Path
 ) -> None:
-    old = without_spots(debug_bundle, tmp_path / "old")
+    old = of_format(5, debug_bundle, tmp_path / "old")
     np.save(tmp_path / "mine.npy", surfaces(60)[..., 0])
     row = json.loads(call("score", "mine.npy", "--bundle", old, "--format", "json").stdout.splitlines()[0])
     assert row["because"] == "whole"
@@ -107,12 +112,23 @@ def test_a_bundle_of_the_format_before_is_served_as_it_was_and_brought_forward(
     done = call("export", old, "--data", "trained.npy", "--out", "new")
     assert done.returncode == 0, done.stderr
     new, before = load_bundle(tmp_path / "new"), load_bundle(debug_bundle)
-    assert json.loads((tmp_path / "new" / MANIFEST).read_text())["format_version"] == 6
+    assert json.loads((tmp_path / "new" / MANIFEST).read_text())["format_version"] == FORMAT_VERSION
     assert (new.name, new.training, new.splits) == ("old", before.training, before.splits)
     for name in ("energy_net.safetensors", "generator.safetensors", "trained_on.npy"):
         assert new.files[name] == before.files[name]
     np.testing.assert_allclose(new.scorer.calibration_scores, before.scorer.calibration_scores, rtol=1e-3)
     shutil.rmtree(tmp_path / "new")
+
+
+def test_a_bundle_of_format_6_is_served_calibrated_and_fitted(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    old = of_format(6, debug_bundle, tmp_path / "old")
+    np.save(tmp_path / "mine.npy", surfaces(60)[..., 0])
+    row = json.loads(call("score", "mine.npy", "--bundle", old, "--format", "json").stdout.splitlines()[0])
+    assert row["because"] in ("whole", "spot")
+    for command, version in (("calibrate", 6), ("fit", FORMAT_VERSION)):
+        done = call(command, old, "--data", "mine.npy", "--out", command)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / command / MANIFEST).read_text())["format_version"] == version
 
 
 def test_fit_in_python_gives_a_model_that_can_be_saved(debug_bundle: Path, tmp_path: Path) -> None:

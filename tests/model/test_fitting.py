@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from ddaebm.model.bundle import Bundle, load_bundle
 from ddaebm.model.errors import BundleError, ConfigError, DataError
-from ddaebm.model.fitting import LEAST, fit, work
+from ddaebm.model.fitting import LEAST, LEAST_TO_CHOOSE, MARGIN, choose, fit, work
 from ddaebm.model.ood.power import SETS
+from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.runtime import OnnxEngine
 from ddaebm.training.data import load_data, split
 
@@ -74,6 +75,43 @@ def test_the_bundle_tells_how_it_was_fitted_and_what_it_catches(gate: Bundle) ->
     assert "200 images fitted, 200 calibrate" in card
     assert "| hole | 0.16 diameter / side |" in card
     assert gate.read("faults.png").startswith(b"\x89PNG")
+
+
+def test_the_table_chooses_the_form_of_the_score(gate: Bundle) -> None:
+    assert gate.fit is not None
+    forms = gate.fit["forms"]
+    assert list(forms) == list(FORMS)
+    assert gate.fit["form"] == choose(forms)
+    assert forms[gate.fit["form"]] == pytest.approx(np.mean([row["auroc"] for row in gate.fit["power"]]), abs=1e-4)
+    assert f"The score has {gate.fit['form']}" in gate.read("README.md").decode()
+
+
+def test_another_form_than_the_default_must_gain_more_than_the_margin() -> None:
+    default, other = FORMS
+    assert choose({default: 0.8}) == default
+    assert choose({default: 0.8, other: 0.8 + 0.9 * MARGIN}) == default
+    assert choose({default: 0.8, other: 0.8 + 1.1 * MARGIN}) == other
+    assert choose({default: 0.9, other: 0.8}) == default
+
+
+@pytest.mark.parametrize("count", [2 * LEAST_TO_CHOOSE - 2, 2 * LEAST_TO_CHOOSE])
+def test_few_images_get_the_default_form(bundle: Bundle, tmp_path: Path, count: int) -> None:
+    made = fit(bundle, surfaces(count), tmp_path / "gate")
+    assert len(made.forms) == (2 if count == 2 * LEAST_TO_CHOOSE else 1)
+    assert ("The score has" in str(made)) == (len(made.forms) == 2)
+
+
+def test_the_bundle_is_of_the_form_that_was_chosen(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {}
+    for form in FORMS:
+        monkeypatch.setattr("ddaebm.model.fitting.choose", lambda forms, form=form: form)
+        made = fit(bundle, surfaces(200), tmp_path / form.split()[0])
+        assert made.form == form
+        scores[form] = made.bundle.scorer.surprise
+    first, second = scores.values()
+    assert np.abs(first - second).max() > 0.1
 
 
 def test_the_table_agrees_with_new_images_made_faulty(bundle: Bundle, gate: Bundle) -> None:

@@ -17,7 +17,7 @@ import ddaebm.model.runtime
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.nets.graphs import to_pixels
-from ddaebm.model.ood.scoring import fine_detail
+from ddaebm.model.ood.complexity import complexity
 from ddaebm.model.ood.tails import join
 from ddaebm.model.runtime import OnnxEngine, choose_providers, engine_cache
 from ddaebm.model.schedule import make_schedule
@@ -213,7 +213,7 @@ def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: OnnxEngin
     scores, levels, scorer = runtime.score(images), runtime.level_statistics(images), runtime.bundle.scorer
     of_pixels = runtime.explainer.pixels.statistics(levels.energy_map)
     rows = np.hstack(
-        [np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels, fine_detail(images)]
+        [np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels, complexity(images)]
     )
     hottest = runtime.explainer.heatmaps(images, levels.energy_map).max((1, 2))
     np.testing.assert_allclose(scores.ood_score, join(scorer.parts(rows, hottest)))

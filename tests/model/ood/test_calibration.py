@@ -46,7 +46,7 @@ def test_rows_do_not_depend_on_the_batching(runtime: OnnxEngine) -> None:
     fitted, pixels = runtime.bundle.fitted, runtime.explainer.pixels
     levels = look(runtime.level_statistics, images)
     rows = score_rows(images, levels, pixels)
-    assert rows.shape == (BATCH + 3, 4 + levels.features[0].size + 9)
+    assert rows.shape == (BATCH + 3, 4 + levels.features[0].size + 12)
     last = look(runtime.level_statistics, images[-3:])
     np.testing.assert_allclose(rows[-3:], score_rows(images[-3:], last, pixels), rtol=1e-4, atol=1e-5)
     together, alone = (score_images(runtime.level_statistics, fitted, part) for part in (images, images[-3:]))
@@ -74,8 +74,8 @@ def test_a_fitted_score_has_the_pixels_of_its_images_in_it(runtime: OnnxEngine, 
         np.testing.assert_allclose(getattr(pixels, field), getattr(runtime.explainer.pixels, field), rtol=1e-5)
     scores = score_images(runtime.level_statistics, fitted, splits.calibration).ood_score
     np.testing.assert_allclose(np.sort(scores), runtime.scorer.calibration_scores, rtol=1e-3)
-    assert np.abs(scorer.surprise[:16, -9:]).max() == 0
-    assert np.abs(scorer.surprise[16:, -9:]).max(1).min() > 0
+    assert np.abs(scorer.surprise[:16, -12:]).max() == 0
+    assert np.abs(scorer.surprise[16:, -12:]).max(1).min() > 0
 
 
 def test_nothing_to_fit_on_is_refused(runtime: OnnxEngine, splits: Splits) -> None:

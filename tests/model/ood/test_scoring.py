@@ -14,9 +14,9 @@ from sklearn.linear_model import Ridge
 from ddaebm.model.errors import ConfigError
 from ddaebm.model.ood.conformal import false_alarm_interval, fdr_threshold
 from ddaebm.model.ood.scoring import (
+    FORMS,
     Scorer,
     calibrate_scorer,
-    fine_detail,
     fit_scorer,
     require_enough,
     statistics,
@@ -207,16 +207,16 @@ def test_an_energy_too_high_for_its_features_counts_and_one_too_low_half_as_much
 
 
 def with_more_beside(count: int, seed: int) -> Floats:
-    """Rows of `with_energies`, then five statistics that are linear in them plus noise."""
+    """Rows of `with_energies`, then eight statistics that are linear in them plus noise."""
     rows = with_energies(count, seed)
-    mix = np.random.default_rng(98).standard_normal((12, 5))
-    return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 5))])
+    mix = np.random.default_rng(98).standard_normal((12, 8))
+    return np.hstack([rows, rows @ mix + 0.3 * np.random.default_rng(seed + 100).standard_normal((count, 8))])
 
 
-def test_score_is_its_formula_with_the_pixels_and_the_detail() -> None:
+def test_score_is_its_formula_with_the_pixels_and_the_complexity() -> None:
     reference, others = with_more_beside(3000, seed=13), with_more_beside(500, seed=14) * 1.2
     weights = weights_beside(2)
-    assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 4)
+    assert weights == (1 / 16, 1 / 16, 1 / 16, 1 / 16, 1 / 4, 1 / 4, 1 / 16, 1 / 16)
     scorer = fitted(reference, others, 2, weights)
     without = fitted(reference[:, :12], others[:, :12], levels=2)
     centre, scale = reference.mean(0), reference.std(0)
@@ -228,18 +228,45 @@ def test_score_is_its_formula_with_the_pixels_and_the_detail() -> None:
     np.testing.assert_allclose(scorer.whole(others), expected, rtol=1e-9)
 
 
-def test_fine_detail_is_the_mean_diagonal_difference_of_four_neighbours() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
-    x = images.astype(float)
-    for i in range(3):
-        found = [
-            abs(x[i, y, z, c] - x[i, y + 1, z, c] - x[i, y, z + 1, c] + x[i, y + 1, z + 1, c])
-            for y in range(4) for z in range(5) for c in range(3)
-        ]  # fmt: skip
-        assert fine_detail(images)[i, 0] == pytest.approx(np.log(np.mean(found) + 0.1))
-    edge = np.zeros((1, 8, 8, 1), np.uint8)
-    edge[:, 3:] = 255  # along an axis
-    np.testing.assert_allclose(fine_detail(np.concatenate([edge, edge // 255 * 9, 0 * edge])), np.log(0.1))
+def test_cross_validated_ridge_is_that_of_leaving_each_row_out() -> None:
+    """Against fits that leave one row out each."""
+    rng = np.random.default_rng(15)
+    reference = np.hstack([rng.standard_normal((20, 1)), rng.standard_normal((20, 15))])
+    reference[:, 0] += 0.1 * reference[:, 1:].sum(1)
+    scorer = fit_scorer(reference, levels=1, form="cross-validated ridge")
+    standard = (reference - reference.mean(0)) / reference.std(0)
+    x, y = standard[:, 1:], standard[:, 0]
+
+    def left_out(penalty: float) -> Floats:
+        found = []
+        for i in range(20):
+            kept = np.arange(20) != i
+            ridge = Ridge(alpha=20 * penalty, fit_intercept=False).fit(x[kept], y[kept])
+            found.append(y[i] - ridge.predict(x[i : i + 1])[0])
+        return np.array(found)
+
+    best = min(FORMS["cross-validated ridge"], key=lambda penalty: np.square(left_out(penalty)).mean())
+    assert best > 0.01
+    ridge = Ridge(alpha=20 * best, fit_intercept=False).fit(x, y)
+    r = (y - ridge.predict(x)) / left_out(best).std()
+    found = (reference - reference.mean(0)) @ scorer.surprise[0]
+    np.testing.assert_allclose(found, np.sqrt(16 / 4) * r, rtol=1e-6)
+
+
+def test_a_number_that_never_differs_has_a_finite_weight() -> None:
+    reference = np.hstack([with_energies(300, seed=18), np.full((300, 1), np.log(0.01))])
+    scorer = fit_scorer(reference, 2, (1 / 4,))
+    other = reference[:1].copy()
+    other[0, -1] += 0.04  # two of the least standard deviations
+    added = scorer.whole(other) - scorer.whole(reference[:1])
+    assert added[0] == pytest.approx(12 / 2 / 4 * 2**2)
+
+
+def test_forms_differ_for_few_rows_and_hardly_for_many() -> None:
+    for count, close in ((15, False), (3000, True)):
+        reference, new = with_energies(count, seed=16), with_energies(200, seed=17)
+        scores = [np.log(fit_scorer(reference, 2, (), form).whole(new)) for form in FORMS]
+        assert (np.abs(scores[0] - scores[1]).max() < 0.01) == close
 
 
 def test_fitted_scorer_separates_a_shift_and_is_calibrated_without_one() -> None:
