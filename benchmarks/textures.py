@@ -22,10 +22,12 @@ from sklearn.neighbors import NearestNeighbors
 from benchmarks.pages import write_section
 from benchmarks.painters import FAULTS
 from ddaebm.model.bundle import Bundle, find_bundle, load_bundle
+from ddaebm.model.fitting import choose, powers_of
 from ddaebm.model.images.decode import convert, from_pixels
 from ddaebm.model.ood.calibration import Fitted, calibrated, cross_fit, look
 from ddaebm.model.ood.levels import LevelStatistics
-from ddaebm.model.ood.power import auroc
+from ddaebm.model.ood.power import auroc, mean_auroc
+from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.runtime import OnnxEngine
 
 Floats = NDArray[np.float64]
@@ -35,6 +37,7 @@ SIDE, FITTED, CALIBRATED, SPLITS = 20, 160, 160, 10
 SEVERITIES = ("faint", "middle", "strong")
 DETECTORS = ("fit", "calibrate", "PCA", "nearest neighbours")
 ALPHA = 0.05
+SHOWN = 40  # images that are made faulty to choose the form
 
 
 class Looked(NamedTuple):
@@ -86,6 +89,13 @@ def detectors(bundle: Bundle, gate: Fitted, known: Looked) -> dict[str, Callable
     }
 
 
+def chosen(engine: OnnxEngine, known: Looked) -> Fitted:
+    """The score that `ddaebm fit` would choose, by a table of fewer images."""
+    crosses = {form: cross_fit(known.images, known.levels, CALIBRATED, form=form) for form in FORMS}
+    powers = powers_of(engine.level_statistics, crosses, known.images, ALPHA, most=SHOWN)
+    return crosses[choose({form: mean_auroc(rows) for form, rows in powers.items()})].fitted
+
+
 def measure(engine: OnnxEngine, texture: str) -> tuple[dict[str, Floats], int, int]:
     """(AUROC of each detector over splits, faults and severities, false alarms of `fit`, ordinary patches judged)."""
     raw = patches(texture)
@@ -100,7 +110,7 @@ def measure(engine: OnnxEngine, texture: str) -> tuple[dict[str, Floats], int, i
     for split in range(SPLITS):
         order = np.random.default_rng(split).permutation(len(raw))
         known, calibration, test = np.split(order, [FITTED, FITTED + CALIBRATED])
-        cross = cross_fit(ordinary.images[known], ordinary.levels.take(known), CALIBRATED).fitted
+        cross = chosen(engine, ordinary.take(known))
         usual = ordinary.take(calibration)
         gate = calibrated(cross, cross.score(usual.images, usual.levels))
         new = ordinary.take(test)

@@ -194,6 +194,8 @@ def powers_of(
             scores = np.empty(len(faulty))
             for number, without in enumerate(cross.without):
                 mine = np.flatnonzero(cross.fold[shown] == number)
+                if not len(mine):  # of few images a fold may have none
+                    continue
                 scores[mine] = without.score(faulty[mine], levels.take(mine)).ood_score
             threshold = float(np.quantile(cross.scores, 1 - alpha, method="higher"))
             rows[form].append(judge(fault, severity, scores, cross.scores, threshold))

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.ood.figures import pictures, plot
 from benchmarks.ood.peers import MOST, look, network_detectors, pixel_detectors
 from benchmarks.ood.report import ORDINARY, STRANGE, compare, discoveries, false_alarms, markdown
-from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
+from benchmarks.ood.sets import LATER, REPORTED, UNSEEN, Images, make_sets
 from benchmarks.pages import write_section
 from ddaebm.model.bundle import find_bundle, load_bundle
 from ddaebm.model.files import write_file
@@ -43,7 +43,7 @@ def measure(runtime: OnnxEngine, parts: Splits, whole: Images, named: dict[str, 
     """Everything that the report says, as JSON; `count` images a set, false alarms on the `whole` test set."""
     known, all_test = look(runtime, parts.reference), look(runtime, whole)
     test = all_test.first(count)
-    sets = {name: images[:count] for name, images in named.items()} | make_sets(test.images, REPORTED | UNSEEN)
+    sets = {name: images[:count] for name, images in named.items()} | make_sets(test.images, REPORTED | UNSEEN | LATER)
     looked = {name: look(runtime, images) for name, images in sets.items()}
     more = parts.train[permutation(len(parts.train), seed=0)[: max(0, MOST - len(parts.reference))]]
     pixels = np.concatenate([parts.reference, more])[:MOST]
@@ -60,6 +60,7 @@ def measure(runtime: OnnxEngine, parts: Splits, whole: Images, named: dict[str, 
         "learnt_from": len(pixels),
         "reported": [*named, *REPORTED],
         "unseen": list(UNSEEN),
+        "later": list(LATER),
         "detectors": detectors,
         "false_alarms": false_alarms(usual, len(scorer.calibration_scores)),
         "discoveries": {name: discoveries(usual, p_values) for name, p_values in strange.items()},
@@ -95,7 +96,7 @@ def main() -> None:
     if len(whole) < ORDINARY or any(len(images) < STRANGE for images in named.values()):
         parser.error(f"--test needs {ORDINARY} images at least, and each --ood {STRANGE}: a batch of both is judged")
     if args.pictures:
-        shown = {name: images[:10] for name, images in named.items()} | make_sets(whole[:10], REPORTED | UNSEEN)
+        shown = {name: images[:10] for name, images in named.items()} | make_sets(whole[:10], REPORTED | UNSEEN | LATER)
         write_file(args.pictures, pictures(whole, shown))
     result = measure(runtime, parts, whole, named, args.n)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -109,8 +109,10 @@ def markdown(result: Mapping[str, Any]) -> str:
     detectors, parts = result["detectors"], []
     parts.append(f"AUROC of the bundle `{result['bundle'][:12]}`, {result['images']:,} images a set:")
     parts.append(auroc_table(detectors, result["reported"]))
-    parts.append("On the sets that nobody had looked at:")
+    parts.append("On the sets that nobody had looked at before the first form of the score:")
     parts.append(auroc_table(detectors, result["unseen"]))
+    parts.append("On those that nobody had looked at before the present one:")
+    parts.append(auroc_table(detectors, result["later"]))
     parts.append("The score, out of distribution the positive class, and as many images of either:")
     parts += [sets_table(detectors), promises_table(result)]
     return "\n\n".join(parts)

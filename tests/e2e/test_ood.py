@@ -11,11 +11,11 @@ from PIL import Image
 
 from benchmarks.ood import __main__ as benchmark
 from benchmarks.ood.report import discoveries, false_alarms, told_apart
-from benchmarks.ood.sets import REPORTED, UNSEEN, Images, make_sets
+from benchmarks.ood.sets import LATER, REPORTED, UNSEEN, Images, make_sets
 from ddaebm.training.data import load_data
 from ddaebm.training.recipes import make_config
 
-ALL = REPORTED | UNSEEN
+ALL = REPORTED | UNSEEN | LATER
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -28,8 +28,9 @@ def images(request: pytest.FixtureRequest) -> Images:
 
 
 def test_a_set_nobody_looked_at_is_not_among_the_others() -> None:
-    assert len(ALL) == len(REPORTED) + len(UNSEEN)
+    assert len(ALL) == len(REPORTED) + len(UNSEEN) + len(LATER)
     assert len(UNSEEN) >= 6
+    assert len(LATER) >= 6
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -131,9 +132,10 @@ def test_the_whole_on_a_small_bundle(
     assert result["learnt_from"] == 200
     assert result["reported"] == ["white", *REPORTED]
     assert result["unseen"] == list(UNSEEN)
+    assert result["later"] == list(LATER)
     assert len(result["detectors"]) == 18
     for row in result["detectors"].values():
-        assert set(row["sets"]) == {"white", *REPORTED, *UNSEEN}
+        assert set(row["sets"]) == {"white", *ALL}
         assert row["ms"] > 0
     assert result["detectors"]["PCA reconstruction"]["sets"]["uniform noise"]["auroc"] == 1
     section = (tmp_path / "out" / "debug.md").read_text()
