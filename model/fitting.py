@@ -138,8 +138,7 @@ def fit(
     crosses = {form: cross_fit(parts.fitted, levels, len(parts.held_out), seed, form) for form in compared}
     powers = powers_of(engine.level_statistics, crosses, parts.fitted, alpha, seed, tick=tick)
     forms = {form: mean_auroc(rows) for form, rows in powers.items()}
-    form = choose(forms)
-    cross = crosses[form]
+    cross = crosses[form := choose(forms)]
     fitted = calibrated(cross.fitted, score_images(engine.level_statistics, cross.fitted, parts.held_out, tick))
     counts = len(parts.fitted), len(parts.held_out), parts.duplicates
     gate = Gate(bundle, *counts, alpha, powers[form], form, forms)
