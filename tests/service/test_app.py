@@ -62,7 +62,7 @@ SCHEMAS = {
     "ImageProblem": ["detail", "status", "title", "type"],
     "ModelList": ["models"],
     "ModelInfo": ["backend", "calibration", "digest", "fit", "form", "name", "num_steps", "preprocessing"],
-    "Fit": ["alpha", "calibrated", "fitted", "power"],
+    "Fit": ["alpha", "calibrated", "fitted", "form", "forms", "power"],
     "Caught": ["auroc", "caught", "fault", "severity"],
     "Preprocessing": ["channels", "height", "resize_filter", "width"],
     "Calibration": ["false_alarm_intervals", "size", "smallest_p"],
