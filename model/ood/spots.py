@@ -37,7 +37,7 @@ class Spots:
     def heatmaps(self, pixels: Pixels, images: NDArray[np.uint8], energy_map: NDArray[np.floating]) -> Floats:
         """Images (B, H, W, C) and energy maps (B, T, H, W) -> heat (B, H, W), at least 0."""
         heat = np.empty(images.shape[:3])
-        for part in _chunks(len(images), heat.shape[1] * heat.shape[2] * len(self.place_mean)):
+        for part in _chunks(len(images), images.shape[1] * images.shape[2] * len(self.place_mean)):
             distance = self._distance(self._vectors(pixels, images[part], energy_map[part]))
             heat[part] = np.sqrt(_averaged(distance) / len(self.place_mean)) / self.unit
         return heat
