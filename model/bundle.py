@@ -31,9 +31,10 @@ from ddaebm.model.manifest import (
     FitReport,
     Manifest,
     check_name,
+    format_of,
     parse_manifest,
 )
-from ddaebm.model.ood.arrays import format_version, from_arrays, to_arrays
+from ddaebm.model.ood.arrays import from_arrays, to_arrays
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.checks import check_arrays
 from ddaebm.model.ood.explain import Explainer
@@ -135,7 +136,7 @@ def write_bundle(
             np.savez_compressed(handle, allow_pickle=False, **to_arrays(fitted))
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = Manifest(
-            format_version=format_version(fitted),
+            format_version=format_of(fitted),
             name=name,
             model=config,
             preprocessing=contract,

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from ddaebm.model.config import RETIRED, ModelConfig, drop_retired
 from ddaebm.model.errors import BundleError, BundleVersionError, ConfigError
 from ddaebm.model.images.contract import Contract
+from ddaebm.model.ood.calibration import Fitted
+from ddaebm.model.ood.scoring import weights_beside
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -125,6 +127,14 @@ class Manifest(_Section):
     def to_json(self) -> bytes:
         """The bytes of `bundle.json`. Equal manifests give equal bytes."""
         return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
+
+
+def format_of(fitted: Fitted) -> int:
+    """The format of a bundle with this score."""
+    if fitted.explainer.spots is None:
+        return WITHOUT_SPOTS
+    levels = len(fitted.explainer.log_energies)
+    return FORMAT_VERSION if fitted.scorer.beside == len(weights_beside(levels)) else WITH_FINE_DETAIL
 
 
 class _Version(_Section):

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.manifest import FORMAT_VERSION, WITH_FINE_DETAIL, WITHOUT_SPOTS
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
-from ddaebm.model.ood.scoring import Scorer, weights_beside
+from ddaebm.model.ood.scoring import Scorer
 from ddaebm.model.ood.spots import Spots
 
 
@@ -22,14 +21,6 @@ def to_arrays(fitted: Fitted) -> dict[str, NDArray[Any]]:
     if explainer.spots is None:
         return {name: array for name, array in arrays.items() if name != "tails"}
     return arrays | vars(explainer.spots)
-
-
-def format_version(fitted: Fitted) -> int:
-    """The oldest format of a bundle that can hold this score."""
-    if fitted.explainer.spots is None:
-        return WITHOUT_SPOTS
-    levels = len(fitted.explainer.log_energies)
-    return FORMAT_VERSION if fitted.scorer.beside == len(weights_beside(levels)) else WITH_FINE_DETAIL
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], spots: bool) -> Fitted:
