@@ -18,7 +18,7 @@ from ddaebm.model.noise import permutation
 from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, calibrated, cross_fit, look, score_images
 from ddaebm.model.ood.conformal import false_alarm_interval
 from ddaebm.model.ood.power import MOST, SETS, Caught, judge, mean_auroc, painted, spread, table, worst_first
-from ddaebm.model.ood.scoring import DEFAULT_FORM, FORMS
+from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.recalibration import require_enough_for, require_unseen
 from ddaebm.model.runtime import OnnxEngine
@@ -26,6 +26,7 @@ from ddaebm.model.runtime import OnnxEngine
 LEAST = 20  # images that a score can be fitted to; below that the covariance of a fold has next to no data
 LEAST_TO_CHOOSE = 100  # fitted images from which on the form of the score is chosen
 MARGIN = 0.005  # of mean AUROC; smaller differences between forms are noise
+PREFERRED = "cross-validated ridge"  # better for few images; for thousands, which `export` has, the forms agree
 FEW = 200  # images below which more would gain much
 _MOST_BYTES = 2**30  # of energy maps in memory; beyond that, more images calibrate
 _HEADING = "\n## Fitted to other images\n"
@@ -79,9 +80,9 @@ def _of_forms(about: Mapping[str, Any]) -> str:
 
 
 def choose(forms: Mapping[str, float]) -> str:
-    """The form with the highest mean AUROC; the default one unless another gains more than `MARGIN`."""
+    """The form with the highest mean AUROC; the preferred one unless another gains more than `MARGIN`."""
     best = max(forms, key=forms.__getitem__)
-    return best if forms[best] > forms[DEFAULT_FORM] + MARGIN else DEFAULT_FORM
+    return best if forms[best] > forms[PREFERRED] + MARGIN else PREFERRED
 
 
 def work(count: int, hold_out: float) -> int:
@@ -133,7 +134,7 @@ def fit(
     parts = _split(images, hold_out, seed, bundle.config.num_steps)
     require_enough_for(alpha, len(parts.held_out))
     engine = OnnxEngine(bundle, device="cpu")
-    compared = tuple(FORMS) if len(parts.fitted) >= LEAST_TO_CHOOSE else (DEFAULT_FORM,)
+    compared = tuple(FORMS) if len(parts.fitted) >= LEAST_TO_CHOOSE else (PREFERRED,)
     levels = look(engine.level_statistics, parts.fitted, tick)
     crosses = {form: cross_fit(parts.fitted, levels, len(parts.held_out), seed, form) for form in compared}
     powers = powers_of(engine.level_statistics, crosses, parts.fitted, alpha, seed, tick=tick)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ddaebm.model.bundle import Bundle, load_bundle
 from ddaebm.model.errors import BundleError, ConfigError, DataError
-from ddaebm.model.fitting import LEAST, LEAST_TO_CHOOSE, MARGIN, choose, fit, work
+from ddaebm.model.fitting import LEAST, LEAST_TO_CHOOSE, MARGIN, PREFERRED, choose, fit, work
 from ddaebm.model.ood.power import SETS
 from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.runtime import OnnxEngine
@@ -86,17 +86,18 @@ def test_the_table_chooses_the_form_of_the_score(gate: Bundle) -> None:
     assert f"The score has {gate.fit['form']}" in gate.read("README.md").decode()
 
 
-def test_another_form_than_the_default_must_gain_more_than_the_margin() -> None:
-    default, other = FORMS
-    assert choose({default: 0.8}) == default
-    assert choose({default: 0.8, other: 0.8 + 0.9 * MARGIN}) == default
-    assert choose({default: 0.8, other: 0.8 + 1.1 * MARGIN}) == other
-    assert choose({default: 0.9, other: 0.8}) == default
+def test_another_form_than_the_preferred_one_must_gain_more_than_the_margin() -> None:
+    other, preferred = FORMS
+    assert choose({preferred: 0.8}) == preferred == PREFERRED
+    assert choose({other: 0.8 + 0.9 * MARGIN, preferred: 0.8}) == preferred
+    assert choose({other: 0.8 + 1.1 * MARGIN, preferred: 0.8}) == other
+    assert choose({other: 0.8, preferred: 0.9}) == preferred
 
 
 @pytest.mark.parametrize("count", [2 * LEAST_TO_CHOOSE - 2, 2 * LEAST_TO_CHOOSE])
-def test_few_images_get_the_default_form(bundle: Bundle, tmp_path: Path, count: int) -> None:
+def test_few_images_get_the_preferred_form(bundle: Bundle, tmp_path: Path, count: int) -> None:
     made = fit(bundle, surfaces(count), tmp_path / "gate")
+    assert count == 2 * LEAST_TO_CHOOSE or made.form == PREFERRED
     assert len(made.forms) == (2 if count == 2 * LEAST_TO_CHOOSE else 1)
     assert ("The score has" in str(made)) == (len(made.forms) == 2)
 
