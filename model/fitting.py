@@ -180,7 +180,7 @@ def powers_of(
     levels_of: LevelsOf, crosses: Mapping[str, CrossFitted], images: NDArray[np.uint8], alpha: float, seed: int = 0,
     most: int = MOST, tick: Tick = say_nothing,
 ) -> dict[str, list[Caught]]:  # fmt: skip
-    """What each form catches of fitted images made faulty, each scored by the fit that leaves its original out.
+    """Measure what each form catches of fitted images made faulty, each scored by the fit that left its original out.
 
     Args:
         crosses: Fits to `images` by form, with the same folds.

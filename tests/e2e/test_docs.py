@@ -102,7 +102,7 @@ class Stranger:
 
     @staticmethod
     def _checked(block: Block, text: str, done: "subprocess.CompletedProcess[str]") -> str:
-        """What it printed."""
+        """Return what the command printed."""
         assert done.returncode == 0, f"{block.page}:{block.line}: {text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stdout
 
@@ -166,7 +166,7 @@ def test_the_readme_without_make_in_a_fresh_environment(tmp_path: Path) -> None:
 
 
 def test_the_readme_with_make(tmp_path: Path) -> None:
-    """What is left of it: make, and everything that needs torch."""
+    """Run the rest of the page: make, and everything that needs torch."""
     with stranger(tmp_path, installed=True) as reader:
         for block in commands("README.md"):
             if block.text in ("make test", "make train-demo"):  # the demo's own commands follow on the page

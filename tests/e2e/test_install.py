@@ -26,7 +26,7 @@ def run(*words: object, cwd: Path, ok: bool = True) -> "subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make dist` makes, from a clean copy."""
+    """Run `make dist` on a clean copy."""
     copy = clone(tmp_path_factory.mktemp("dist") / "ddaebm")
     done = run(sys.executable, "-m", "build", cwd=copy, ok=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

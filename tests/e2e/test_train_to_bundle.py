@@ -121,7 +121,7 @@ def test_the_bundle_is_evaluated_and_sampled(bundle: Path, folder: Path) -> None
 
 
 def test_samples_are_measured_by_a_classifier_of_one_s_own(run: Path, folder: Path) -> None:
-    """Of a run as of the bundle that it would export, and on the model card."""
+    """`evaluate` says the same of a run and of its bundle, and the model card repeats it."""
     rng = np.random.default_rng(0)
     for label, top in (("dark", 90), ("bright", 255)):
         for i in range(60):

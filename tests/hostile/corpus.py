@@ -196,7 +196,7 @@ def forms() -> Iterator[Case]:
 
 
 def courtesies() -> Iterator[Case]:
-    """What is right, although odd."""
+    """Requests that look odd and are valid."""
     bom = b"\xef\xbb\xbf"
     image = json.dumps({"images": [base64.b64encode(HONEST).decode()]}).encode()
     yield Case("BOM, samples", {200}, lambda: bom + b"{}", SAMPLES, JSON)

@@ -1,4 +1,4 @@
-"""What a model is: validation, the way through JSON, and no setting that nothing reads."""
+"""`ModelConfig` is validated, survives JSON, and has no setting that nothing reads."""
 
 import ast
 import dataclasses

@@ -144,7 +144,7 @@ class Squares:
 
 
 def pixels_of(seed: int) -> NDArray[np.uint8]:
-    """What the fake engine makes of a seed."""
+    """Return the image that the fake engine makes of a seed."""
     return np.random.default_rng(seed).integers(256, size=FakeEngine.contract.shape, dtype=np.uint8)
 
 
@@ -206,7 +206,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def unseen_exceptions() -> Iterator[list[str]]:
-    """What asyncio logs in the block of exceptions that were never retrieved."""
+    """Collect what asyncio logs in the block about exceptions that were never retrieved."""
     found: list[str] = []
 
     class Handler(logging.Handler):

@@ -16,7 +16,7 @@ def flat(shape: tuple[int, int, int], std: NDArray[np.float64] | float = 1.0) ->
 
 
 def heat(explainer: Explainer, energy_map: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of a bundle of format 5, for one image."""
+    """Make the heatmap that a bundle of format 5 gives for one image."""
     return explainer.heatmaps(np.zeros((1, *energy_map.shape[1:], 1), np.uint8), energy_map[None])[0]
 
 

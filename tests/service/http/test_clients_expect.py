@@ -1,4 +1,4 @@
-"""What RFC 9110 and common clients expect of a server: upgrades, HEAD, HTTP/1.0, half-closed connections."""
+"""The server does what RFC 9110 and common clients expect: upgrades, HEAD, HTTP/1.0, half-closed connections."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its size limit, its metrics, and the last resort."""
+"""The middleware gives every request an id, a size limit, metrics and a last resort."""
 
 import asyncio
 import logging
