@@ -4,6 +4,7 @@ It imports what decoding needs and nothing else, and has a limit on its memory. 
 """
 
 import ctypes
+import io
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ from PIL import Image
 
 from ddaebm.model.errors import ImageError, ImageFormatError, ImageTooLargeError
 from ddaebm.model.images.contract import Contract
-from ddaebm.model.images.decode import convert
+from ddaebm.model.images.decode import FORMATS, convert
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import open_entry
 
@@ -45,6 +46,7 @@ def main(descriptor: int, memory: int) -> None:
     _limit_memory(memory)
     Image.MAX_IMAGE_PIXELS = None  # each question has its own limit
     warnings.simplefilter("ignore")
+    _load_formats()
     with Connection(descriptor) as connection:
         connection.send_bytes(READY)
         while True:
@@ -72,6 +74,15 @@ def answer(question: bytes, content: bytes) -> bytes:
     except MemoryError:
         return LARGE + b"the image needs too much memory to decode; save it again, for example as PNG"
     return (RESIZED if decoded.resized else PIXELS) + decoded.pixels.tobytes()
+
+
+def _load_formats() -> None:
+    """Decode an image of each format, so that a user's image does not pay for loading Pillow's code from the disk."""
+    image = Image.new("RGB", (8, 8))
+    for name in FORMATS:
+        file = io.BytesIO()
+        image.save(file, name)
+        convert(open_entry(Entry("", file.getvalue())), Contract(4, 4, 3))
 
 
 def _end_with_parent() -> None:

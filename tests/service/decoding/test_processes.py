@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -292,3 +294,31 @@ def test_a_process_has_a_limit_on_its_memory_and_is_nice(start: Start) -> None:
     assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max address space +\d", limits)
+
+
+def test_no_image_pays_for_loading_code() -> None:
+    code = """
+import io, sys, threading
+from multiprocessing import Pipe
+from PIL import Image
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import FORMATS
+from ddaebm.service.decoding import worker
+
+def ask():
+    assert ours.recv_bytes() == worker.READY
+    loaded = set(sys.modules)
+    for name in FORMATS:
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(file, name)
+        ours.send_bytes(worker.ask(Contract(8, 6, 1), 100, None))
+        ours.send_bytes(file.getvalue())
+        assert ours.recv_bytes()[:1] == worker.RESIZED
+    print(sorted(set(sys.modules) - loaded))
+    ours.close()
+
+ours, theirs = Pipe()
+threading.Thread(target=ask).start()
+worker.main(theirs.fileno(), 2**28)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
