@@ -31,6 +31,7 @@ class Metrics:
         self.request_seconds = Histogram(
             "ddaebm_http_request_duration_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
+        self.in_flight = Gauge("ddaebm_http_requests_in_flight", "Requests not yet answered.", registry=registry)
         self.connections = Gauge("ddaebm_http_connections", "Open connections.", registry=registry)
         self.rejected = Counter("ddaebm_rejected_total", "Work refused or given up.", ["reason"], registry=registry)
         self.images_dropped = Counter(

@@ -70,6 +70,7 @@ class RequestMiddleware:
                 message["headers"] = [*message["headers"], *fields]  # the app sets none of these
             await send(message)
 
+        self.metrics.in_flight.inc()
         try:
             limit = self.max_body_bytes if traits.uploads else min(SMALL_BODY, self.max_body_bytes)
             if self.api_keys and not traits.public:
@@ -101,6 +102,7 @@ class RequestMiddleware:
             await problem_response(fault, scope["path"], request_id)(scope, receive, send_with_headers)
         finally:
             context.body.release()
+            self.metrics.in_flight.dec()
             self._finish(scope, headers, context, traits, status, began)
 
     def _finish(

@@ -38,7 +38,9 @@ def test_connections_that_are_served_are_not_closed_for_others(start: Start, eng
         wait_until(lambda: len(live.server.server_state.tasks) == 2)
         refused = live.client()
         check_refusal(refused.rest(), 503, "too-many-connections")
+        assert live.metric("ddaebm_http_requests_in_flight") == 2
     assert all(client.answers(1).startswith(b"HTTP/1.1 200 ") for client in clients)
+    assert live.metric("ddaebm_http_requests_in_flight") == 0
 
 
 def test_an_upload_that_is_slow_gives_way(start: Start) -> None:
