@@ -1,6 +1,5 @@
 """The Python API: `load` a bundle, then `sample`, `score`, `heatmap` and `save`. NumPy in and out."""
 
-import secrets
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,16 +13,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.bulk import BATCH, parts, score_entries
+from ddaebm.model.bulk import BATCH, batch_of, parts, score_entries
 from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
 from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ImageError, InputError
 from ddaebm.model.fitting import fit
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.encode import enlarge
 from ddaebm.model.images.formats import Entry
-from ddaebm.model.images.inputs import Images, as_seeds, entries_of
+from ddaebm.model.images.inputs import Images, entries_of, seeds_of
 from ddaebm.model.images.readers import decode_entry
-from ddaebm.model.noise import MAX_SEED, image_seeds
+from ddaebm.model.large import choose_side, contract_at, read_region, require_side
 from ddaebm.model.ood.conformal import false_alarm_interval
+from ddaebm.model.ood.regions import Region, regions
 from ddaebm.model.parallel import in_order
 from ddaebm.model.runtime import OnnxEngine, StepCallback
 from ddaebm.result import ScoreResult, make_result, require_readable
@@ -78,8 +80,13 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of the images that the model makes, and that every image to score is brought to."""
+        """(H, W, C) that every image is brought to before it is scored."""
         return self._bundle.contract.shape
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the images that the model makes: `shape`, unless `fit` chose a larger side."""
+        return self._bundle.native.shape
 
     @property
     def num_steps(self) -> int:
@@ -124,14 +131,16 @@ class Model:
         Raises:
             InputError: an argument of the wrong type or range, or over `MAX_SAMPLE_BYTES` of images.
         """
-        bytes_each = int(np.prod(self.shape)) * (32 * self.num_steps if callback else 1)  # the callback needs all noise
-        wanted = _seeds(n, seed, seeds, most=MAX_SAMPLE_BYTES // bytes_each)
+        bytes_each = int(np.prod(self.sample_shape)) * (
+            32 * self.num_steps if callback else 1
+        )  # the callback needs all noise
+        wanted = seeds_of(n, seed, seeds, most=MAX_SAMPLE_BYTES // bytes_each)
         engine = self.engine
         if callback is not None:
             if not isinstance(engine, OnnxEngine):
                 raise InputError(f"callback needs backend='onnx'; this model is on {engine.backend}")
             return engine.sample_steps(wanted, callback)
-        images = np.empty((len(wanted), *self.shape), np.uint8)
+        images = np.empty((len(wanted), *self.sample_shape), np.uint8)
         starts = range(0, len(wanted), BATCH)
         batches = in_order(lambda start: engine.sample(wanted[start : start + BATCH]), starts, engine.workers)
         for start, batch in zip(starts, batches, strict=True):
@@ -165,12 +174,39 @@ class Model:
         engine, contract = self.engine, self._bundle.contract
 
         def heat(batch: list[Entry]) -> NDArray[np.float32]:
-            return engine.explain(self._decoded(batch)).heat.astype(np.float32)
+            maps = engine.explain(_decoded(batch, contract)).heat
+            return np.stack([enlarge(values, contract.shape[:2]) for values in maps]).astype(np.float32)
 
-        return np.concatenate(list(in_order(heat, parts(entries_of(images, contract.channels)), engine.workers)))
+        batches = parts(entries_of(images, contract.channels), batch_of(engine))
+        return np.concatenate(list(in_order(heat, batches, engine.workers)))
+
+    def regions(self, images: Images) -> list[list[Region]]:
+        """The strange regions of each image, the strongest first, at most five.
+
+        A region is a named tuple (left, top, width, height, strength): a box in pixels of the model's size, and the
+        heat of its hottest place in the unit of `heatmap`. Only regions of strength 1 and more are given: half of all
+        ordinary images have none.
+
+        Args and Raises: as `score`.
+        """
+        engine, contract = self.engine, self._bundle.contract
+
+        def found(batch: list[Entry]) -> list[list[Region]]:
+            return [regions(heat, contract.height) for heat in engine.explain(_decoded(batch, contract)).heat]
+
+        batches = parts(entries_of(images, contract.channels), batch_of(engine))
+        return [each for part in in_order(found, batches, engine.workers) for each in part]
 
     def fit(
-        self, images: Images, *, hold_out: float = 0.5, alpha: float = 0.05, name: str | None = None, seed: int = 0
+        self,
+        images: Images,
+        *,
+        hold_out: float = 0.5,
+        alpha: float = 0.05,
+        name: str | None = None,
+        seed: int = 0,
+        side: int | None = None,
+        mask: str | PathLike[str] | None = None,
     ) -> "Model":
         """Fit a gate for other images, without training: a new score and p-values on the same networks.
 
@@ -183,19 +219,27 @@ class Model:
             alpha: false-alarm rate that `fit_report` is for.
             name: name of the new model; this one's by default.
             seed: draws the parts.
+            side: images are brought to `side` x `side` pixels and scored densely, place by place; at that of the
+                networks (`sample_shape`) as a whole. None: chosen from the images.
+            mask: an image file, white where pixels count, for images that are scored densely.
 
         Raises:
             InputError, DataError, ImageError: as `score`; DataError also where there are too few images, or the
                 networks were trained on some.
+            ConfigError: images cannot be scored at this side, or a mask is given for images that are scored as a whole.
             BundleError: this model is of an older bundle format.
         """
         for argument, rate in (("hold_out", hold_out), ("alpha", alpha)):
             if not isinstance(rate, int | float | np.floating) or not 0 < rate < 1:
                 raise InputError(f"{argument} must be a number between 0 and 1, not {rate!r}")
-        pixels = np.concatenate(list(map(self._decoded, parts(entries_of(images, self._bundle.contract.channels)))))
+        given = list(entries_of(images, self._bundle.native.channels))
+        dense = choose_side(self._bundle, given) if side is None else require_side(self._bundle, side)
+        contract = contract_at(self._bundle, dense)
+        pixels = np.concatenate([_decoded(part, contract) for part in parts(given)])
+        region = read_region(None if mask is None else Path(mask), dense)
         folder = Path(mkdtemp(prefix="ddaebm-"))
         try:
-            bundle = fit(self._bundle, pixels, folder / "gate", hold_out, alpha, name, seed).bundle
+            bundle = fit(self._bundle, pixels, folder / "gate", hold_out, alpha, name, seed, region=region).bundle
             model = Model(bundle, self._start(bundle), self._start)
         except BaseException:
             rmtree(folder)
@@ -217,17 +261,6 @@ class Model:
             BundleError: `path` holds something else, or the bundle's own files have changed on disk.
         """
         return copy_bundle(self._bundle, Path(path)).path
-
-    def _decoded(self, batch: list[Entry]) -> NDArray[np.uint8]:
-        """Pixels (B, H, W, C). Raises ImageError if some cannot be read."""
-        pixels, faults = [], []
-        for entry in batch:
-            try:
-                pixels.append(decode_entry(entry, self._bundle.contract).pixels)
-            except ImageError as error:
-                faults.append((entry.name, str(error)))
-        require_readable(faults, len(batch))
-        return np.stack(pixels)
 
     def close(self) -> None:
         """Free the engine. Calls under way end normally; later ones raise InputError."""
@@ -254,22 +287,13 @@ class Model:
         return self._open
 
 
-def _seeds(n: Any, seed: Any, seeds: Any, most: int) -> NDArray[np.int64]:
-    """Seeds (N,) as `Model.sample` documents them, N at most `most`."""
-    if seeds is not None:
-        if n is not None or seed is not None:
-            raise InputError("seeds replaces n and seed; pass either")
-        wanted = as_seeds(seeds)
-        n = len(wanted)
-    elif n is None:
-        n = 1
-    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
-        raise InputError(f"n must be a whole number of images from 1, not {n!r:.80}; for given seeds: seeds=[1, 2]")
-    if n > most:
-        raise InputError(f"{n:,} images at once are too many for memory; make at most {most:,} at a time")
-    if seeds is not None:
-        return wanted
-    if isinstance(seed, bool):
-        raise InputError(f"seed must be a whole number, not {seed}")
-    first = secrets.randbelow(MAX_SEED + 1) if seed is None else as_seeds([seed])[0]
-    return image_seeds(int(first), int(n))
+def _decoded(batch: list[Entry], contract: Contract) -> NDArray[np.uint8]:
+    """Pixels (B, H, W, C). Raises ImageError if some cannot be read."""
+    pixels, faults = [], []
+    for entry in batch:
+        try:
+            pixels.append(decode_entry(entry, contract).pixels)
+        except ImageError as error:
+            faults.append((entry.name, str(error)))
+    require_readable(faults, len(batch))
+    return np.stack(pixels)

@@ -3,11 +3,11 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,17 @@ from ddaebm.model.errors import ConfigError, DataError, ImageError
 from ddaebm.model.files import naming, require_writable, write_file, write_stream, write_zip
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.images.decode import MAX_PIXELS, Decoded
-from ddaebm.model.images.encode import encode_png, make_grid
+from ddaebm.model.images.encode import encode_png, make_grid, outline, overlay
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import decode_entry, entries
 from ddaebm.model.noise import seeds_at
-from ddaebm.model.ood.levels import because
-from ddaebm.model.parallel import in_order
+from ddaebm.model.ood.levels import Explained, because
+from ddaebm.model.ood.regions import regions
+from ddaebm.model.parallel import in_order, rows_within
 from ddaebm.model.progress import Tick, say_nothing
 
 T = TypeVar("T")
+Pictures: TypeAlias = Callable[[int, str, bytes], None]
 
 BATCH = 64
 MAX_GRID = 4096  # images in one PNG, which is built in memory
@@ -82,13 +84,18 @@ def _batches(
         tick(len(batch))
 
 
-def parts(items: Iterable[T]) -> Iterator[list[T]]:
-    """Group `items` into lists of `BATCH`. If `items` raises DataError, the items before it are yielded first."""
+def batch_of(engine: Engine) -> int:
+    """Images that are scored at a time, in constant memory whatever their size."""
+    return rows_within(BATCH, engine.contract.height * engine.contract.width)
+
+
+def parts(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """Group `items` into lists of `size`. If `items` raises DataError, the items before it are yielded first."""
     part: list[T] = []
     try:
         for item in items:
             part.append(item)
-            if len(part) == BATCH:
+            if len(part) == size:
                 yield part
                 part = []
     except DataError:
@@ -105,7 +112,7 @@ def _sample_to_file(engine: Engine, out: Path, seed: int, n: int, tick: Tick) ->
     A temporary file left by a killed process is continued.
     """
     spool_path = out.with_name(f".{out.name}.{engine.digest[:16]}-{seed}.partial")
-    size = int(np.prod(engine.contract.shape))
+    size = int(np.prod(engine.native.shape))
     spool_path.touch()
     with naming(spool_path), spool_path.open("r+b") as spool, _alone(spool, out):
         done = min(os.fstat(spool.fileno()).st_size // size, n)
@@ -117,9 +124,9 @@ def _sample_to_file(engine: Engine, out: Path, seed: int, n: int, tick: Tick) ->
             os.fsync(spool.fileno())
         with write_stream(out) as handle:
             if out.suffix == ".npy":
-                _write_npy(handle, spool, (n, *engine.contract.shape))
+                _write_npy(handle, spool, (n, *engine.native.shape))
             else:
-                write_zip(handle, _png_members(spool, engine.contract, seed, n))
+                write_zip(handle, _png_members(spool, engine.native, seed, n))
         spool_path.unlink()
 
 
@@ -200,42 +207,56 @@ class Scored:
     because: str | None = None  # "whole" or "spot"
     box: list[int] | None = None  # of the spot: left, top, width, height
     resized: bool | None = None
+    regions: list[dict[str, Any]] | None = None  # if pictures are made: `model.ood.regions.Region`, the strongest first
     error: str | None = None
 
 
 def score_paths(
-    engine: Engine, paths: Iterable[str], tick: Tick = say_nothing, max_pixels: int = MAX_PIXELS
+    engine: Engine,
+    paths: Iterable[str],
+    tick: Tick = say_nothing,
+    max_pixels: int = MAX_PIXELS,
+    pictures: Pictures | None = None,
 ) -> Iterator[Scored]:
     """Score all images of all `paths`, in order.
 
     Args:
         max_pixels: Most pixels of one image; a larger one is yielded with an error.
+        pictures: Called with the index and name of each image, and a PNG of its heat and regions.
 
     Raises:
         DataError: A PATH cannot be read to its end. The images before it have been yielded.
     """
     images = (entry for path in paths for entry in entries(path, engine.contract.channels))
-    return score_entries(engine, images, tick, max_pixels)
+    return score_entries(engine, images, tick, max_pixels, pictures)
 
 
 def score_entries(
-    engine: Engine, images: Iterable[Entry], tick: Tick = say_nothing, max_pixels: int = MAX_PIXELS
+    engine: Engine,
+    images: Iterable[Entry],
+    tick: Tick = say_nothing,
+    max_pixels: int = MAX_PIXELS,
+    pictures: Pictures | None = None,
 ) -> Iterator[Scored]:
     """Score all entries, in order. An image that cannot be read is yielded with its error.
 
     Exceptions of `images` are raised after the scores of all earlier images.
     """
 
+    size = batch_of(engine)
+
     def score(numbered: tuple[int, list[Entry]]) -> list[Scored]:
         number, batch = numbered
-        return list(_score_batch(engine, batch, number * BATCH, max_pixels))
+        return list(_score_batch(engine, batch, number * size, max_pixels, pictures))
 
-    for scored in in_order(score, enumerate(parts(images)), engine.workers):
+    for scored in in_order(score, enumerate(parts(images, size)), engine.workers):
         yield from scored
         tick(len(scored))
 
 
-def _score_batch(engine: Engine, batch: list[Entry], first: int, max_pixels: int) -> Iterator[Scored]:
+def _score_batch(
+    engine: Engine, batch: list[Entry], first: int, max_pixels: int, pictures: Pictures | None
+) -> Iterator[Scored]:
     decoded: list[Decoded | ImageError] = []
     for entry in batch:
         try:
@@ -245,16 +266,23 @@ def _score_batch(engine: Engine, batch: list[Entry], first: int, max_pixels: int
     readable = [item.pixels for item in decoded if isinstance(item, Decoded)]
     rows: Iterator[tuple[Any, ...]] = iter(())
     if readable:
-        scores = engine.score(np.stack(readable))
+        scores = engine.explain(np.stack(readable)) if pictures else engine.score(np.stack(readable))
         quantiles = engine.explainer.energy_quantiles(scores.energies)
-        rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, scores.box, strict=True)
+        heat = scores.heat if isinstance(scores, Explained) else [None] * len(readable)
+        rows = zip(scores.energies, quantiles, scores.ood_score, scores.p_value, scores.box, heat, strict=True)
     for index, (entry, item) in enumerate(zip(batch, decoded, strict=True), first):
         if isinstance(item, ImageError):
             yield Scored(index, entry.name, error=str(item))
         else:
-            energies, quantiles, ood_score, p_value, box = next(rows)
+            energies, quantiles, ood_score, p_value, box, heat_of_it = next(rows)
             reason = because(box)
+            found = None
+            if pictures:
+                found = regions(heat_of_it, item.pixels.shape[0])
+                picture = overlay(item.pixels, heat_of_it, *engine.explainer.warm)
+                pictures(index, entry.name, encode_png(outline(picture, [region.box for region in found])))
             yield Scored(
                 index, entry.name, energies.tolist(), quantiles.tolist(), float(ood_score), float(p_value),
                 reason, box.tolist() if reason == "spot" else None, item.resized,
+                None if found is None else [{"box": region.box, "strength": region.strength} for region in found],
             )  # fmt: skip

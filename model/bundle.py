@@ -6,9 +6,8 @@ NumPy arrays that are loaded without pickle.
 
 import hashlib
 import io
-import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.config import ModelConfig
-from ddaebm.model.errors import (
-    BundleError,
-    BundleHashError,
-    BundleMissingFileError,
-    BundlePathError,
-)
+from ddaebm.model.errors import BundleError, BundleHashError, BundleMissingFileError
 from ddaebm.model.files import PARTIAL, read_arrays, require_writable, write_folder
+from ddaebm.model.hashes import read_verified, require_plain
 from ddaebm.model.images.contract import Contract
 from ddaebm.model.manifest import MANIFEST as MANIFEST
 from ddaebm.model.manifest import (
+    WITHOUT_PLACES,
     WITHOUT_SPOTS,
     Calibration,
     FitReport,
@@ -46,6 +42,7 @@ WEIGHTS = {
     "sampler.onnx": "generator.safetensors",
     "generator.onnx": "generator.safetensors",
     "energy.onnx": "energy_net.safetensors",
+    "places.onnx": "energy_net.safetensors",
 }
 _REQUIRED = (*WEIGHTS, *WEIGHTS.values(), "calibration.npz", "trained_on.npy")
 _CALIBRATED = ("energy.onnx", "energy_net.safetensors")  # calibration.npz is computed with these files
@@ -62,12 +59,18 @@ class Bundle:
     name: str
     digest: str
     config: ModelConfig
-    contract: Contract
+    native: Contract  # the form in which the networks take images, and of samples
+    side: int | None  # pixels along both sides of an image that is scored densely; None: in the native form alone
     fitted: Fitted
     training: Mapping[str, Any]  # recipe, steps and other settings, for people
     splits: Mapping[str, Any]  # size and digest of each part of the training data
     fit: Mapping[str, Any] | None  # of `ddaebm fit`: numbers of images, and what the gate would catch
     files: Mapping[str, str]  # name -> sha256
+
+    @property
+    def contract(self) -> Contract:
+        """The form to which images are brought to be scored."""
+        return self.native if self.side is None else replace(self.native, height=self.side, width=self.side)
 
     @property
     def scorer(self) -> Scorer:
@@ -102,7 +105,7 @@ class Bundle:
         """
         if name not in self.files:
             raise BundleMissingFileError(f"{self.path}: the manifest names no {name}; export the bundle again")
-        return _read(self.path, name, self.files[name])
+        return read_verified(self.path, name, self.files[name])
 
 
 def write_bundle(
@@ -117,10 +120,12 @@ def write_bundle(
     evaluation: Mapping[str, Any] | None = None,
     calibrated_on: Mapping[str, Any] | None = None,
     fit: Mapping[str, Any] | None = None,
+    side: int | None = None,
 ) -> Bundle:
     """Write a bundle to a temporary folder, read it back, and only then move it to `path`.
 
     Args:
+        contract: The native form.
         calibrated_on: Size and digest of the calibration images. The default is the calibration part of `splits`.
 
     Raises:
@@ -136,10 +141,11 @@ def write_bundle(
             np.savez_compressed(handle, allow_pickle=False, **to_arrays(fitted))
         hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(beside.iterdir())}
         manifest = Manifest(
-            format_version=format_of(fitted),
+            format_version=format_of(fitted, "places.onnx" in files),
             name=name,
             model=config,
             preprocessing=contract,
+            side=side,
             training=dict(training),
             splits=dict(splits),
             evaluation=None if evaluation is None else dict(evaluation),
@@ -147,7 +153,7 @@ def write_bundle(
                 size=len(fitted.scorer.calibration_scores),
                 smallest_p=fitted.scorer.smallest_p,
                 images=dict(calibrated_on or splits["calibration"]),
-                of={file_name: hashes.get(file_name) for file_name in _CALIBRATED},
+                of={file_name: hashes.get(file_name) for file_name in _calibrated(side)},
             ),
             fit=None if fit is None else FitReport.model_validate(fit),
             files=hashes,
@@ -165,6 +171,7 @@ def rewrite_bundle(
     calibrated_on: Mapping[str, Any],
     files: Mapping[str, bytes],
     fit: Mapping[str, Any] | None = None,
+    side: int | None = None,
 ) -> Bundle:
     """Write a copy of `bundle` with another calibration to `path`, as `write_bundle` does.
 
@@ -174,8 +181,8 @@ def rewrite_bundle(
     """
     kept = {name: bundle.read(name) for name in bundle.files if name != "calibration.npz"}
     return write_bundle(
-        path, name or bundle.name, bundle.config, bundle.contract, fitted, bundle.training, bundle.splits,
-        {**kept, **files}, calibrated_on=calibrated_on, fit=fit,
+        path, name or bundle.name, bundle.config, bundle.native, fitted, bundle.training, bundle.splits,
+        {**kept, **files}, calibrated_on=calibrated_on, fit=fit, side=side,
     )  # fmt: skip
 
 
@@ -190,7 +197,7 @@ def copy_bundle(bundle: Bundle, path: Path) -> Bundle:
     require_replaceable(path)
     with write_folder(path, last=MANIFEST) as beside:
         for name, expected in {**bundle.files, MANIFEST: bundle.digest}.items():
-            (beside / name).write_bytes(_read(bundle.path, name, expected))
+            (beside / name).write_bytes(read_verified(bundle.path, name, expected))
     return load_bundle(path)
 
 
@@ -228,18 +235,19 @@ def load_bundle(path: Path) -> Bundle:
     manifest = parse_manifest(path, raw)
     files = manifest.files
     for name, expected in files.items():
-        _require_plain(path, name)
-        _read(path, name, expected)
-    if missing := [name for name in _REQUIRED if name not in files]:
+        require_plain(path, name)
+        read_verified(path, name, expected)
+    required = [name for name in _REQUIRED if name != "places.onnx" or manifest.format_version > WITHOUT_PLACES]
+    if missing := [name for name in required if name not in files]:
         raise BundleMissingFileError(f"{path}: the manifest names no {', '.join(missing)}; export the bundle again")
-    for name in _CALIBRATED:
+    for name in _calibrated(manifest.side):
         if manifest.calibration.of.get(name) != files[name]:
             raise BundleHashError(f"{path}: calibration.npz belongs to another {name}; export the bundle again")
     try:
-        arrays = read_arrays(_read(path, "calibration.npz", files["calibration.npz"]))
+        arrays = read_arrays(read_verified(path, "calibration.npz", files["calibration.npz"]))
         fitted = from_arrays(arrays, spots=manifest.format_version != WITHOUT_SPOTS)
         check_arrays(
-            fitted.scorer, fitted.explainer, manifest.model.num_steps, manifest.preprocessing.shape,
+            fitted.scorer, fitted.explainer, manifest.model, manifest.preprocessing.shape, manifest.side,
             manifest.calibration.size,
         )  # fmt: skip
     except (KeyError, ValueError) as error:
@@ -249,7 +257,8 @@ def load_bundle(path: Path) -> Bundle:
         name=manifest.name,
         digest=hashlib.sha256(raw).hexdigest(),
         config=manifest.model,
-        contract=manifest.preprocessing,
+        native=manifest.preprocessing,
+        side=manifest.side,
         fitted=fitted,
         training=manifest.training,
         splits=manifest.splits,
@@ -275,26 +284,5 @@ def find_bundle(name_or_path: str) -> Path:
     )
 
 
-def _require_plain(path: Path, name: str) -> None:
-    if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
-        raise BundlePathError(
-            f"{path}: the manifest names {name!r}, which is outside the bundle's folder; copy the bundle again"
-        )
-    try:
-        mode = (path / name).lstat().st_mode
-    except OSError as error:
-        raise BundleMissingFileError(f"{path}: {name} is missing; copy the bundle again") from error
-    if not stat.S_ISREG(mode):
-        raise BundlePathError(f"{path}: {name} is not a regular file; copy the bundle again")
-
-
-def _read(path: Path, name: str, expected: str) -> bytes:
-    try:
-        contents = (path / name).read_bytes()
-    except OSError as error:
-        raise BundleMissingFileError(f"{path}: {name} cannot be read; copy the bundle again") from error
-    if hashlib.sha256(contents).hexdigest() != expected:
-        raise BundleHashError(
-            f"{path}: {name} is not the file that {MANIFEST} names (the sha256 differs); copy the bundle again"
-        )
-    return contents
+def _calibrated(side: int | None) -> tuple[str, ...]:
+    return _CALIBRATED if side is None else (*_CALIBRATED, "places.onnx")

@@ -102,6 +102,11 @@ class ModelConfig:
         """Height of the feature maps at each level of the U-Net."""
         return tuple(self.data_shape[1] // (self.patch_size * 2**level) for level in range(len(self.widths)))
 
+    @property
+    def fold(self) -> int:
+        """Pixels along a side of a place of the coarsest resolution."""
+        return self.patch_size * int(2 ** (len(self.widths) - 1))
+
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as `from_dict` takes them."""
         return dataclasses.asdict(self)

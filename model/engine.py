@@ -29,7 +29,9 @@ class Engine(Protocol):
     backend: str
     workers: int  # number of concurrent calls that gives the highest throughput
     num_steps: int
-    contract: Contract
+    contract: Contract  # the form of images to score
+    native: Contract  # the form of samples
+    side: int | None  # `Bundle.side`
     scorer: Scorer
     explainer: Explainer
     fit: Mapping[str, Any] | None  # `Bundle.fit`

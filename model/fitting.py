@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,26 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import Bundle, require_replaceable, rewrite_bundle
 from ddaebm.model.errors import BundleError, DataError
 from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.decode import bring
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.manifest import WITHOUT_SPOTS, check_name
 from ddaebm.model.noise import permutation
-from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, calibrated, cross_fit, look, score_images
+from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, PlacesFit, calibrated, cross_fit, look, score_images
 from ddaebm.model.ood.conformal import false_alarm_interval
-from ddaebm.model.ood.power import MOST, SETS, Caught, judge, mean_auroc, painted, spread, table, worst_first
+from ddaebm.model.ood.dense import DEFAULT_PLACES_FORM, PLACES_FORMS, blacken, fit_basis
+from ddaebm.model.ood.power import (
+    MOST,
+    MOST_DENSE,
+    SETS,
+    Caught,
+    judge,
+    mean_auroc,
+    painted,
+    spread,
+    table,
+    worst_first,
+)
 from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.recalibration import require_enough_for, require_unseen
@@ -29,6 +44,7 @@ MARGIN = 0.005  # of mean AUROC; smaller differences between forms are noise
 PREFERRED = "cross-validated ridge"  # better for few images; for thousands, which `export` has, the forms agree
 FEW = 200  # images below which more would gain much
 _MOST_BYTES = 2**30  # of energy maps in memory; beyond that, more images calibrate
+_SHOWN = 64  # pixels along a side of an image in the model card, at most
 _HEADING = "\n## Fitted to other images\n"
 
 
@@ -42,8 +58,9 @@ class Gate:
     duplicates: int  # images that were left out: they have the same pixels as another one
     alpha: float
     caught: list[Caught]
-    form: str  # the form of the score, of `model.ood.scoring.FORMS`
+    form: str  # the form of the score, of `model.ood.scoring.FORMS`; of a dense one, of `model.ood.dense.PLACES_FORMS`
     forms: Mapping[str, float]  # mean AUROC of each form that was compared, over the table
+    side: int | None = None  # pixels along a side of an image that is scored densely
 
     def to_dict(self) -> dict[str, Any]:
         """The findings that the bundle keeps, for JSON."""
@@ -53,7 +70,7 @@ class Gate:
             "alpha": self.alpha, "smallest_p": 1 / (self.calibrated + 1), "false_alarms": [low, high],
             "form": self.form, "forms": {form: round(mean, 4) for form, mean in self.forms.items()},
             "power": [row.to_dict() for row in self.caught],
-        }  # fmt: skip
+        } | ({} if self.side is None else {"side": self.side})  # fmt: skip
 
     def __str__(self) -> str:
         return describe(self.to_dict(), table(self.caught, self.alpha))
@@ -79,16 +96,16 @@ def _of_forms(about: Mapping[str, Any]) -> str:
     return f"The score has {about['form']}: its mean AUROC over the table below is {means}.\n"
 
 
-def choose(forms: Mapping[str, float]) -> str:
+def choose(forms: Mapping[str, float], preferred: str = PREFERRED) -> str:
     """The form with the highest mean AUROC; the preferred one unless another gains more than `MARGIN`."""
     best = max(forms, key=forms.__getitem__)
-    return best if forms[best] > forms[PREFERRED] + MARGIN else PREFERRED
+    return best if forms[best] > forms[preferred] + MARGIN else preferred
 
 
-def work(count: int, hold_out: float) -> int:
+def work(count: int, hold_out: float, dense: bool) -> int:
     """Number of images that `fit` brings through the network, for progress."""
     fitted = round(count * (1 - hold_out))
-    return count + SETS * len(spread(fitted))
+    return count + SETS * len(spread(fitted, MOST_DENSE if dense else MOST))
 
 
 def fit(
@@ -100,6 +117,7 @@ def fit(
     name: str | None = None,
     seed: int = 0,
     tick: Tick = say_nothing,
+    region: NDArray[np.float32] | None = None,
 ) -> Gate:
     """Fit and calibrate a score for other images than those that `bundle` was trained on, and write it to `out`.
 
@@ -108,11 +126,13 @@ def fit(
     its original out. With `LEAST_TO_CHOOSE` fitted images or more this table also chooses the form of the score.
 
     Args:
-        images: Ordinary images, uint8 (n, H, W, C) in the contract's form.
+        images: Ordinary images, uint8 (n, H, W, C), in the networks' own form; or larger, (n, N, N, C), to be scored
+            densely.
         hold_out: Share of the images for the p-values.
         alpha: The false-alarm rate that the table is for.
         name: Name of the new bundle; None keeps the name.
         seed: Draws the parts.
+        region: Of images that are scored densely the pixels that count, (N, N), as `model.large.read_mask` reads them.
 
     Raises:
         ConfigError: A bundle cannot have this name.
@@ -130,25 +150,65 @@ def fit(
             f"{bundle.path}: bundle format {WITHOUT_SPOTS} cannot be fitted; bring it forward with"
             " `ddaebm export BUNDLE --data TRAINING_IMAGES --out NEW`"
         )
-    require_unseen(bundle, images)
+    require_unseen(bundle, bring(images, bundle.native))
     parts = _split(images, hold_out, seed, bundle.config.num_steps)
     require_enough_for(alpha, len(parts.held_out))
     engine = OnnxEngine(bundle, device="cpu")
-    compared = tuple(FORMS) if len(parts.fitted) >= LEAST_TO_CHOOSE else (PREFERRED,)
-    levels = look(engine.level_statistics, parts.fitted, tick)
-    crosses = {form: cross_fit(parts.fitted, levels, len(parts.held_out), seed, form) for form in compared}
-    powers = powers_of(engine.level_statistics, crosses, parts.fitted, alpha, seed, tick=tick)
+    side = None if images.shape[1:] == bundle.native.shape else images.shape[1]
+    levels_of, crosses, preferred = _candidates(engine, parts, seed, side, region, tick)
+    most = MOST if side is None else MOST_DENSE
+    powers = powers_of(levels_of, crosses, parts.fitted, alpha, seed, most, tick)
     forms = {form: mean_auroc(rows) for form, rows in powers.items()}
-    cross = crosses[form := choose(forms)]
-    fitted = calibrated(cross.fitted, score_images(engine.level_statistics, cross.fitted, parts.held_out, tick))
+    cross = crosses[form := choose(forms, preferred)]
+    fitted = calibrated(cross.fitted, score_images(levels_of, cross.fitted, parts.held_out, tick))
     counts = len(parts.fitted), len(parts.held_out), parts.duplicates
-    gate = Gate(bundle, *counts, alpha, powers[form], form, forms)
+    gate = Gate(bundle, *counts, alpha, powers[form], form, forms, side)
     about = {**gate.to_dict(), "hold_out": hold_out, "seed": seed}
     sha256 = hashlib.sha256(parts.held_out.tobytes()).hexdigest()
     source = {"count": len(parts.held_out), "sha256": sha256, "replaces": bundle.digest}
     files = {"README.md": _card(bundle, gate, sha256).encode(), "faults.png": _pictures(parts.fitted, seed)}
-    written = rewrite_bundle(bundle, out, name, fitted, source, files, about)
+    written = rewrite_bundle(bundle, out, name, fitted, source, files, about, side)
     return replace(gate, bundle=written)
+
+
+def _candidates(
+    engine: OnnxEngine, parts: "_Parts", seed: int, side: int | None, region: NDArray[np.float32] | None, tick: Tick
+) -> tuple[LevelsOf, dict[str, CrossFitted], str]:
+    """(the network's outputs for images, fits to compare by form, the preferred form).
+
+    A dense score has the preferred form for the whole image, and those of `PLACES_FORMS` are compared.
+    """
+    choice, calibration = len(parts.fitted) >= LEAST_TO_CHOOSE, len(parts.held_out)
+    if side is None:
+        levels = look(engine.level_statistics, parts.fitted, tick)
+        compared = tuple(FORMS) if choice else (PREFERRED,)
+        crosses = {form: cross_fit(parts.fitted, levels, calibration, seed, form) for form in compared}
+        return engine.level_statistics, crosses, PREFERRED
+    of_places = _places_in(region, side, engine.bundle.config.fold)
+    basis = fit_basis(lambda images: engine.place_outputs(blacken(images, of_places)), parts.fitted)
+    levels_of = partial(engine.look_closely, basis=basis, region=of_places)
+    levels = look(levels_of, parts.fitted, tick)
+    compared = tuple(PLACES_FORMS) if choice else (DEFAULT_PLACES_FORM,)
+    crosses = {
+        form: cross_fit(parts.fitted, levels, calibration, seed, PREFERRED, PlacesFit(basis, form, of_places))
+        for form in compared
+    }
+    return levels_of, crosses, DEFAULT_PLACES_FORM
+
+
+def _places_in(region: NDArray[np.float32] | None, side: int, fold: int) -> NDArray[np.float32]:
+    """The places of which half or more counts, (h, w).
+
+    Raises:
+        DataError: There are none.
+    """
+    counts = np.ones((side, side), np.float32) if region is None else region
+    places: NDArray[np.float32] = (counts.reshape(side // fold, fold, side // fold, fold).mean((1, 3)) >= 0.5).astype(
+        np.float32
+    )
+    if not places.any():
+        raise DataError(f"the mask has no place of {fold}x{fold} pixels that is white; give a larger white area")
+    return places
 
 
 @dataclass(frozen=True)
@@ -165,7 +225,8 @@ def _split(images: NDArray[np.uint8], hold_out: float, seed: int, num_steps: int
     """
     _, first = np.unique(fingerprints(images), return_index=True)
     order = np.sort(first)[permutation(len(first), seed)]
-    most = max(LEAST, _MOST_BYTES // (4 * num_steps * images.shape[1] * images.shape[2]))
+    pixels = images.shape[1] * images.shape[2]  # more than the float16 of a place's components, if scored densely
+    most = max(LEAST, _MOST_BYTES // (4 * num_steps * pixels))
     held_out = max(round(len(order) * hold_out), len(order) - most)
     fitted = order[held_out:]
     if len(fitted) < LEAST:
@@ -205,6 +266,8 @@ def powers_of(
 def _pictures(images: NDArray[np.uint8], seed: int) -> bytes:
     """Eight ordinary images, then a row of them for each fault and severity, as PNG."""
     few = images[spread(len(images))][:8]
+    if few.shape[1] > _SHOWN:  # a whole one has megabytes
+        few = bring(few, Contract(_SHOWN, _SHOWN, few.shape[3]))
     rows = [few, *(faulty for _, _, faulty in painted(few, seed))]
     return encode_png(make_grid(np.concatenate(rows), columns=len(few)))
 

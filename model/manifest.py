@@ -16,11 +16,12 @@ from ddaebm.model.ood.scoring import weights_beside
 
 S = TypeVar("S", bound=BaseModel)
 
-FORMAT_VERSION = 7
-# Earlier formats are read and served as they were: in 6 the score has one number for the complexity of an image, in
-# 5 it has no spots either.
-WITHOUT_SPOTS, WITH_FINE_DETAIL = 5, 6
+FORMAT_VERSION = 8
+# Earlier formats are read and served as they were: 7 has no graph for large images; in 6 the score has one number for
+# the complexity of an image; in 5 it has no spots either.
+WITHOUT_SPOTS, WITH_FINE_DETAIL, WITHOUT_PLACES = 5, 6, 7
 MANIFEST = "bundle.json"
+MAX_SIDE = 1024  # pixels along a side of an image that is scored densely, which bounds memory
 _SHOWN = 3  # faults that an error message lists
 
 
@@ -107,6 +108,7 @@ class Manifest(_Section):
     name: Annotated[str, AfterValidator(_check_name)]
     model: Annotated[ModelConfig, _only_fields_of(ModelConfig)]
     preprocessing: Annotated[Contract, _only_fields_of(Contract)]
+    side: int | None = None  # pixels along both sides of an image that is scored densely
     training: dict[str, Any]  # recipe, steps and other settings, for people
     splits: dict[str, Any]  # size and digest of each part of the training data
     evaluation: dict[str, Any] | None = None
@@ -122,6 +124,9 @@ class Manifest(_Section):
                 f"preprocessing makes images of shape {(channels, height, width)} (C, H, W),"
                 f" but the networks take {self.model.data_shape}"
             )
+        fold = self.model.fold
+        if self.side is not None and (self.side % fold or not 0 < self.side <= MAX_SIDE):
+            raise ValueError(f"side is {self.side}, not a multiple of {fold} up to {MAX_SIDE}")
         return self
 
     def to_json(self) -> bytes:
@@ -129,12 +134,14 @@ class Manifest(_Section):
         return (json.dumps(self.model_dump(), indent=2) + "\n").encode()
 
 
-def format_of(fitted: Fitted) -> int:
-    """The format of a bundle with this score."""
+def format_of(fitted: Fitted, places: bool) -> int:
+    """The format of a bundle with this score. `places`: it has the graph for large images."""
     if fitted.explainer.spots is None:
         return WITHOUT_SPOTS
     levels = len(fitted.explainer.log_energies)
-    return FORMAT_VERSION if fitted.scorer.beside == len(weights_beside(levels)) else WITH_FINE_DETAIL
+    if fitted.scorer.beside != len(weights_beside(levels)):
+        return WITH_FINE_DETAIL
+    return FORMAT_VERSION if places else WITHOUT_PLACES
 
 
 class _Version(_Section):

@@ -54,3 +54,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
             raise failure
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def rows_within(most: int, pixels: int) -> int:
+    """Images of `pixels` pixels to compute at a time: `most`, or fewer so that they are 4 megapixels at most."""
+    return max(1, min(most, 2**22 // pixels))

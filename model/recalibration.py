@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from ddaebm.model.bundle import Bundle, require_replaceable, rewrite_bundle
 from ddaebm.model.errors import BundleError, DataError
 from ddaebm.model.images.arrays import fingerprints
+from ddaebm.model.images.decode import bring
 from ddaebm.model.manifest import check_name
 from ddaebm.model.ood.calibration import calibrated, score_images
-from ddaebm.model.ood.power import Caught, power, spread
+from ddaebm.model.ood.power import MOST, MOST_DENSE, Caught, power, spread
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.runtime import OnnxEngine
 
@@ -46,12 +47,12 @@ def calibrate(
         check_name(name)
     require_replaceable(out)
     require_enough_for(alpha, len(images))
-    require_unseen(bundle, images)
+    require_unseen(bundle, bring(images, bundle.native))
     engine = OnnxEngine(bundle, device="cpu")
     scores = score_images(engine.level_statistics, bundle.fitted, images, tick)
     fitted = calibrated(bundle.fitted, scores)
     before = float((scores.p_value <= alpha).mean())
-    shown = spread(len(images))
+    shown = spread(len(images), MOST if bundle.side is None else MOST_DENSE)
     caught = power(
         images[shown], lambda faulty: score_images(engine.level_statistics, fitted, faulty, tick).ood_score,
         scores.ood_score, fitted.scorer.threshold(alpha),
@@ -64,7 +65,11 @@ def calibrate(
         f"The smallest possible one is {scorer.smallest_p:.2g}. What is said above of false alarms, of p-values and of"
         " what is caught is of the calibration before.\n"
     )
-    return rewrite_bundle(bundle, out, name, fitted, source, {"README.md": card.encode()}), before, caught
+    return (
+        rewrite_bundle(bundle, out, name, fitted, source, {"README.md": card.encode()}, side=bundle.side),
+        before,
+        caught,
+    )
 
 
 def require_enough_for(alpha: float, count: int) -> None:

@@ -5,141 +5,31 @@ The service, the command line, calibration and export's parity check all use it,
 
 import functools
 import os
-import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-
-# Official builds send usage data to their vendor unless this is set before the import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ddaebm.model.bundle import MANIFEST, WEIGHTS, Bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.images.arrays import from_unit
+from ddaebm.model.images.decode import bring
 from ddaebm.model.noise import image_seeds
+from ddaebm.model.ood.dense import Basis, Dense, blacken
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.parallel import usable_cores
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.sampling import sample as run_steps
 from ddaebm.model.schedule import make_schedule
+from ddaebm.model.sessions import CPU, TENSORRT, Session, choose_providers, engine_cache, load_cuda, make_session
 
-Session: TypeAlias = ort.InferenceSession
 StepCallback: TypeAlias = Callable[[int, NDArray[np.float32], NDArray[np.float32]], object]
 
-CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
-_PROVIDERS = {"auto": [CUDA, CPU], "cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 # Images computed at a time on a CPU. The activations of more do not fit into a core's cache, since the energy network
 # evaluates each image at T levels; and the sampler would take twice the memory for no gain (docs/performance.md).
 _CACHED_ROWS = 16
-_GPU_EXTRA = "install the gpu extra instead of cpu (docs/gpu.md)"
-
-
-def choose_providers(device: str, available: Sequence[str] | None = None) -> list[str]:
-    """Return the ONNX Runtime execution providers for "auto", "cpu", "cuda" or "tensorrt", the preferred one first.
-
-    Raises:
-        ConfigError: The device is unknown, or this build of ONNX Runtime does not support it.
-    """
-    available = ort.get_available_providers() if available is None else available
-    if device not in _PROVIDERS:
-        raise ConfigError(f"device must be one of {', '.join(_PROVIDERS)}, not {device!r}")
-    wanted = _PROVIDERS[device]
-    if device != "auto" and wanted[0] not in available:
-        raise ConfigError(f"device={device}, but this onnxruntime has no {wanted[0]}; {_GPU_EXTRA}")
-    return [provider for provider in wanted if provider in available]
-
-
-def provider_options(provider: str, cache: Path | None = None) -> dict[str, str]:
-    """Return the options of a provider; `cache` is the folder for TensorRT engines.
-
-    TensorRT gets no explicit batch-size profile. A profile has to name the inputs of every subgraph that TensorRT
-    compiles, and these are not the inputs of the graph: the energy graph starts with integer operations, which run on
-    CUDA. Without a profile TensorRT builds for the range of sizes that it has seen. `OnnxEngine.warm_up` shows it the
-    smallest and the largest.
-    """
-    if provider == CUDA:
-        return {
-            "use_tf32": "0",  # the calibration scores were computed in full precision
-            "cudnn_conv_algo_search": "HEURISTIC",  # the default benchmarks every algorithm at each new batch size
-            "arena_extend_strategy": "kSameAsRequested",  # the default doubles the allocated GPU memory
-        }
-    if provider == TENSORRT:
-        return {
-            "trt_fp16_enable": "0",
-            "trt_engine_cache_enable": "1",  # because building an engine takes minutes
-            "trt_engine_cache_path": str(cache),
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(cache),
-        }
-    return {}
-
-
-def engine_cache(digest: str, folder: str = "") -> Path:
-    """Create and return the folder for the TensorRT engines of one bundle.
-
-    Each bundle needs its own folder. ONNX Runtime names engines by the graph without its weights, so in a shared folder
-    it would load the engine of another bundle.
-
-    Args:
-        folder: Parent folder; the default is in the user's cache folder.
-
-    Raises:
-        ConfigError: The folder cannot be created or written.
-    """
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = (Path(folder) if folder else caches / "ddaebm" / "tensorrt") / digest
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
-        raise ConfigError(
-            f"cannot store TensorRT engines ({error}); set DDAEBM_TENSORRT_CACHE to a writable folder"
-        ) from error
-
-
-def make_session(
-    name: str,
-    files: Mapping[str, bytes],
-    providers: Sequence[str] = (CPU,),
-    threads: int = 1,
-    cache: Path | None = None,
-) -> Session:
-    """Create an ONNX Runtime session for the graph `name`. Several threads may use it at once.
-
-    Args:
-        files: Contents of the graph and of its weights file, by name.
-        threads: CPU threads of one call.
-        cache: Folder for TensorRT engines.
-    """
-    graph, weights = files[name], files[WEIGHTS[name]]
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # The weights come from memory, so that a graph cannot make ONNX Runtime open any other file.
-    options.add_external_initializers_from_files_in_memory([WEIGHTS[name]], [weights], [len(weights)])
-    options.intra_op_num_threads = threads
-    # The arena never frees the memory of the largest batches. It doubles the memory use and saves no time.
-    options.enable_cpu_mem_arena = False
-    # Threads that spin between batches would keep a core of an idle server busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen = [(provider, provider_options(provider, cache)) for provider in providers]
-    return Session(graph, options, providers=chosen, enable_fallback=0)  # do not fall back to the CPU
-
-
-@functools.cache
-def _load_cuda() -> None:
-    """Load the CUDA libraries that pip installed with the gpu extra; the system's loader does not search there."""
-    if hasattr(ort, "preload_dlls"):  # missing in older builds, which some boards need
-        with redirect_stdout(sys.stderr):  # it prints missing libraries, and stdout is for results
-            ort.preload_dlls()
 
 
 class OnnxEngine:
@@ -162,7 +52,7 @@ class OnnxEngine:
         self.name = bundle.name
         self.digest = bundle.digest
         self.num_steps = bundle.config.num_steps
-        self.contract = bundle.contract
+        self.contract, self.native, self.side = bundle.contract, bundle.native, bundle.side
         self.scorer = bundle.scorer
         self.explainer = bundle.explainer
         self.fit = bundle.fit
@@ -174,16 +64,22 @@ class OnnxEngine:
             cache = engine_cache(bundle.digest, tensorrt_cache)
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # TensorRT's provider has no option for TF32
         if self.providers[0] != CPU:
-            _load_cuda()
+            load_cuda()
         self._threads, self._cache = threads, cache
         self.sampler = self._start("sampler.onnx")
         self.energy = self._start("energy.onnx")
         self._require_shapes()
+        self._dense = bundle.explainer.spots if isinstance(bundle.explainer.spots, Dense) else None
 
     @functools.cached_property
     def generator(self) -> Session:
         """The graph of one denoising step. Loaded on first use, because `sample` does not need it."""
         return self._start("generator.onnx")
+
+    @functools.cached_property
+    def places(self) -> Session:
+        """The graph for large images. Loaded on first use, because most scores do not need it."""
+        return self._start("places.onnx")
 
     def _start(self, name: str) -> Session:
         wanted = self.providers[0]
@@ -205,9 +101,9 @@ class OnnxEngine:
         config = self.bundle.config
         image, levels = config.data_shape, config.num_steps
         features = len(self.scorer.whitening) // levels - 1  # the score has T energies and T·F features
-        # The sides of images are free in graphs of format 6; those of its grid are not used yet.
+        # The sides of images are free in the graphs of formats 6 and 7, which have a grid that is not used.
         wanted = {"x_T": image, "z": (levels, config.latent_dim), "noise": (levels - 1, *image),
-                  "images": self.contract.shape, "energies": (levels,), "energy_map": (levels, *image[1:]),
+                  "images": self.native.shape, "energies": (levels,), "energy_map": (levels, *image[1:]),
                   "features": (levels, features)}  # fmt: skip
         graphs = (self.sampler, self.energy)
         ends = [end for graph in graphs for end in (*graph.get_inputs(), *graph.get_outputs())]
@@ -246,7 +142,30 @@ class OnnxEngine:
 
     def level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
         """Compute the outputs of the energy network for uint8 images (B, H, W, C) that match the contract."""
-        return level_statistics(self.energy, images)
+        if self._dense is None:
+            return level_statistics(self.energy, images)
+        return self.look_closely(images, self._dense.basis, self._dense.region)
+
+    def look_closely(self, images: NDArray[np.uint8], basis: Basis, region: NDArray[np.float32]) -> LevelStatistics:
+        """The outputs for images that are scored densely, whose sides are multiples of `ModelConfig.fold`.
+
+        Args:
+            region: The places that count, (h, w). Others are black.
+        """
+        images = blacken(images, region)
+        native = bring(images, self.native)
+        found = level_statistics(self.energy, native)
+        # On a CPU as many pixels at a time as in `_cached`.
+        pixels = _CACHED_ROWS * self.native.height * self.native.width
+        rows = max(1, pixels // (images.shape[1] * images.shape[2])) if self.providers[0] == CPU else len(images)
+        parts = [images[start : start + rows] for start in range(0, len(images), rows)]
+        places = [basis.project(self.place_outputs(part)) for part in parts]
+        return found._replace(native=native, places=np.concatenate(places))
+
+    def place_outputs(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Run the graph `places.onnx` on images (B, H, W, C): float32 (B, 2A, h, w)."""
+        outputs: NDArray[np.float32] = self.places.run(["places"], {"images": images})[0]
+        return outputs
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Compute energies, OOD scores, conformal p-values and boxes of images (B, H, W, C)."""
@@ -259,7 +178,7 @@ class OnnxEngine:
     def warm_up(self, max_batch: int) -> None:
         """Run batches of size 1 and `max_batch`, so that TensorRT builds for every size between them."""
         for batch in {1, max_batch}:
-            self.score(self.sample(image_seeds(0, batch)))
+            self.score(bring(self.sample(image_seeds(0, batch)), self.contract))
 
 
 def _fits(shape: tuple[int | str | None, ...], wanted: tuple[int, ...] | None) -> bool:

@@ -10,7 +10,7 @@ from ddaebm.model.errors import ConfigError, DdaebmError
 from ddaebm.model.ood.drift import Drift
 from ddaebm.model.ood.levels import Explained, Scores
 from ddaebm.model.parallel import usable_cores
-from ddaebm.model.runtime import CPU, choose_providers
+from ddaebm.model.sessions import CPU, choose_providers
 from ddaebm.service import memory
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.metrics import Metrics

@@ -46,8 +46,9 @@ class Runner:
             Problem: 413 more than the queue can ever hold, 429 queue full, 503 not running, 504 too late.
         """
         limit = self.settings.max_queue_images
-        if len(rows) > limit:
-            raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {limit}")
+        most = limit // operation.weight
+        if len(rows) > most:
+            raise Problem(413, "too-many-images", f"{len(rows)} images at once; this server takes {most} of this size")
         deadline = context.start(request.headers, self.settings.deadline_seconds)
         try:
             job = self.batcher.submit(operation, rows, deadline.left(), context.low, context.admitted)

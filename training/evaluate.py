@@ -28,7 +28,7 @@ def known_parts(bundle: Bundle, train: str, max_pixels: int = MAX_PIXELS) -> Spl
     Raises:
         DataError: The data cannot be read, or its held-out part has images that the bundle was trained on.
     """
-    parts = split(read_images(train, bundle.contract, max_pixels))
+    parts = split(read_images(train, bundle.native, max_pixels))
     if parts.digests() != bundle.splits:
         known = np.count_nonzero(np.isin(fingerprints(parts.held_out), bundle.fingerprints()))
         if known:

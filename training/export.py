@@ -25,7 +25,8 @@ from ddaebm.model.manifest import check_name
 from ddaebm.model.nets.networks import EnergyNet, Generator
 from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.calibration import fit
-from ddaebm.model.runtime import level_statistics, make_session, run_sampler
+from ddaebm.model.runtime import level_statistics, run_sampler
+from ddaebm.model.sessions import make_session
 from ddaebm.training import checkpoint
 from ddaebm.training.card import model_card
 from ddaebm.training.classifier import read_classifier
@@ -187,7 +188,7 @@ def make_files(
         "energy_net.safetensors": safetensors_bytes(energy_net.state_dict()),
     }
     graphs = make_graphs(network, *nets, batch=3)
-    traced = {file: to_onnx(graphs[file]) for file in ("generator.onnx", "energy.onnx")}
+    traced = {file: to_onnx(graphs[file]) for file in ("generator.onnx", "energy.onnx", "places.onnx")}
     traced["sampler.onnx"] = sampler_onnx(network, traced["generator.onnx"])
     for file in WEIGHTS:
         files[file] = refer_to_weights(traced[file], WEIGHTS[file], files[WEIGHTS[file]])

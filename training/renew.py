@@ -44,7 +44,7 @@ def renew(
         raise BundleError(f"{out} is the bundle to bring forward and would be overwritten; give another --out")
     name = bundle.name if name is None else check_name(name)
     generator, energy_net = load_networks(bundle, torch.device("cpu"))
-    splits = split(read_images(data, bundle.contract, max_pixels))
+    splits = split(read_images(data, bundle.native, max_pixels))
     if splits.digests() != bundle.splits:
         raise DataError(f"{data}: not the images that {bundle.name} was trained on, in their order; give these")
     source = Source(

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import ParityError
-from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph, to_pixels
+from ddaebm.model.nets.graphs import EnergyGraph, PlacesGraph, SamplerGraph, to_pixels
 from ddaebm.model.nets.networks import EnergyNet, Generator
-from ddaebm.model.runtime import Session
 from ddaebm.model.sampling import Noise, draw_noise, sample
 from ddaebm.model.schedule import make_schedule
+from ddaebm.model.sessions import Session
 
 MAX_PARITY_ERROR = 1e-3  # relative
 
@@ -37,17 +37,18 @@ class Graph(NamedTuple):
 
 
 def make_graphs(config: ModelConfig, generator: Generator, energy_net: EnergyNet, batch: int) -> dict[str, Graph]:
-    """Make the three graphs of a bundle by file name, with random example inputs of batch size `batch`."""
+    """Make the graphs of a bundle by file name, with random example inputs of batch size `batch`."""
     noise = draw_noise(config, torch.arange(batch))
     channels, height, width = config.data_shape
     images = torch.randint(256, (batch, height, width, channels), dtype=torch.uint8)
-    energy = EnergyGraph(energy_net, config)
+    places = PlacesGraph(energy_net, config)
     return {
         "sampler.onnx": Graph(SamplerGraph(generator, config), tuple(noise), Noise._fields, ("images",)),
         "generator.onnx": Graph(generator, (noise.x_T, noise.z[:, 0], torch.arange(batch) % config.num_steps),
                                 ("x_tp1", "z", "k"), ("x0_hat",)),
-        "energy.onnx": Graph(energy, (images,), ("images",), ("energies", "energy_map", "features", "grid"),
-                             energy.fold),
+        "energy.onnx": Graph(EnergyGraph(energy_net, config), (images,), ("images",),
+                             ("energies", "energy_map", "features")),
+        "places.onnx": Graph(places, (images,), ("images",), ("places",), places.fold),
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ They were written, and committed, before any score was measured on them. `ddaebm
 (`model/ood/faults.py`), with other shapes and severities.
 """
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,12 @@ Floats = NDArray[np.float64]
 SIZES = (4, 8, 12, 20, 40)  # pixels
 SEVERITIES = {"faint": 0.35, "middle": 0.6, "strong": 0.9}  # share of the fault in the colour of what it covers
 _WIDTH = 2.0  # of a scratch, pixels
+
+
+@functools.cache
+def _coins(shape: tuple[int, int]) -> Floats:
+    pixels: Floats = resize(data.coins(), shape, preserve_range=True, anti_aliasing=True)  # type: ignore[no-untyped-call]
+    return pixels
 
 
 def hole(y: Floats, x: Floats, size: float, image: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -45,8 +52,7 @@ def smear(y: Floats, x: Floats, size: float, image: Floats, rng: np.random.Gener
 
 def patch(y: Floats, x: Floats, size: float, image: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """A square, `size` across, of scikit-image's photograph of coins: another material."""
-    coins = resize(data.coins(), image.shape, preserve_range=True, anti_aliasing=True)
-    turned: Floats = np.roll(coins, rng.integers(0, image.shape[0], 2), (0, 1))
+    turned: Floats = np.roll(_coins(image.shape), rng.integers(0, image.shape[0], 2), (0, 1))
     return turned, np.clip(size / 2 + 0.5 - np.maximum(np.abs(y), np.abs(x)), 0, 1)
 
 

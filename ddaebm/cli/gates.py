@@ -10,12 +10,10 @@ import typer
 from ddaebm.cli.options import BUNDLE, MAX_PIXELS, PATH
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ddaebm.model.bundle import Bundle
 
 _NAME = "name for clients; the old bundle's by default"
+_SIDE = "bring images to this side in pixels and score them place by place; chosen from the images by default"
 _UNKNOWN = 0.2  # share of images that the old threshold flags, above which `calibrate` advises to use `fit`
 
 
@@ -27,6 +25,8 @@ def fit(
     alpha: Annotated[float, typer.Option(help="false-alarm rate that you want to accept")] = 0.05,
     name: Annotated[str | None, typer.Option(help=_NAME)] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**53 - 1, help="draws the part that gives the p-values")] = 0,
+    side: Annotated[int | None, typer.Option(min=1, help=_SIDE)] = None,
+    mask: Annotated[Path | None, typer.Option(help="image, white where pixels count; with --side")] = None,
     json_: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
     max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
@@ -36,13 +36,18 @@ def fit(
     """
     from ddaebm.model.fitting import fit as make
     from ddaebm.model.fitting import work
+    from ddaebm.model.images.readers import read_images
+    from ddaebm.model.large import contract_at, read_region
     from ddaebm.model.progress import progress
 
     _check_rate("--alpha", alpha)
     _check_rate("--hold-out", hold_out)
-    old, images = _read(bundle, data, out, name, max_pixels)
-    with progress("fit", work(len(images), hold_out)) as tick:
-        gate = make(old, images, out, hold_out, alpha, name, seed, tick)
+    old = _open(bundle, out, name)
+    dense = _side(old, data, side, max_pixels)
+    region = read_region(mask, dense)
+    images = read_images(data, contract_at(old, dense), max_pixels)
+    with progress("fit", work(len(images), hold_out, dense is not None)) as tick:
+        gate = make(old, images, out, hold_out, alpha, name, seed, tick, region)
     new = gate.bundle
     print(json.dumps({"name": new.name, "digest": new.digest, **gate.to_dict()}, indent=2) if json_ else gate)
     ending = f"{out}: bundle {new.name} {new.digest[:12]}; next: ddaebm serve --bundle {out}"
@@ -61,14 +66,17 @@ def calibrate(
 
     For images of the same kind as before, such as those of another camera; for other images use `fit`.
     """
+    from ddaebm.model.images.readers import read_images
     from ddaebm.model.ood.conformal import false_alarm_interval
-    from ddaebm.model.ood.power import SETS, spread, table
+    from ddaebm.model.ood.power import MOST, MOST_DENSE, SETS, spread, table
     from ddaebm.model.progress import progress
     from ddaebm.model.recalibration import calibrate as make
 
     _check_rate("--alpha", alpha)
-    old, images = _read(bundle, data, out, name, max_pixels)
-    with progress("calibrate", len(images) + SETS * len(spread(len(images)))) as tick:
+    old = _open(bundle, out, name)
+    images = read_images(data, old.contract, max_pixels)
+    shown = spread(len(images), MOST if old.side is None else MOST_DENSE)
+    with progress("calibrate", len(images) + SETS * len(shown)) as tick:
         new, before, caught = make(old, images, out, alpha, name, tick)
     low, high = false_alarm_interval(alpha, len(images))
     threshold, former = new.scorer.threshold(alpha), old.scorer.threshold(alpha)
@@ -86,14 +94,35 @@ def _check_rate(option: str, rate: float) -> None:
         raise typer.BadParameter(f"{option} must lie between 0 and 1")
 
 
-def _read(bundle: str, data: str, out: Path, name: str | None, max_pixels: int) -> "tuple[Bundle, NDArray[np.uint8]]":
-    """Check where the result goes, and only then read the bundle and the images."""
+def _open(bundle: str, out: Path, name: str | None) -> "Bundle":
+    """Check where the result goes, and only then read the bundle."""
     from ddaebm.model.bundle import find_bundle, load_bundle, require_replaceable
-    from ddaebm.model.images.readers import read_images
     from ddaebm.model.manifest import check_name
 
     require_replaceable(out)
     if name is not None:
         check_name(name)
-    old = load_bundle(find_bundle(bundle))
-    return old, read_images(data, old.contract, max_pixels)
+    return load_bundle(find_bundle(bundle))
+
+
+def _side(bundle: "Bundle", data: str, wanted: int | None, max_pixels: int) -> int | None:
+    """The side at which images are scored densely, or None. Tells what it costs, and what half of it would."""
+    from ddaebm.model.images.readers import entries
+    from ddaebm.model.large import choose_side, require_side, seconds_each
+    from ddaebm.model.runtime import OnnxEngine
+
+    if wanted is None:
+        side = choose_side(bundle, entries(data, bundle.native.channels, tell=False), max_pixels)
+    else:
+        side = require_side(bundle, wanted)
+    if side is None:
+        return None
+    engine, fold = OnnxEngine(bundle, device="cpu"), bundle.config.fold
+    chosen = "" if wanted else ", chosen from the images"
+    half = max(side // 2 // fold, 1) * fold
+    print(
+        f"--side {side}{chosen}: about {seconds_each(engine, side):.3f} s an image on this machine;"
+        f" --side {half}: {seconds_each(engine, half):.3f} s",
+        file=sys.stderr,
+    )
+    return side

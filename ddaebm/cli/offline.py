@@ -2,6 +2,7 @@
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,11 +52,15 @@ def score(
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="json: one object per line")] = Format.table,
     fail_on_ood: Annotated[bool, typer.Option(help="exit with code 3 if an image is out of distribution")] = False,
+    heatmaps: Annotated[
+        Path | None, typer.Option(help="folder for a PNG of each image, with its strange regions")
+    ] = None,
     max_pixels: Annotated[int, typer.Option(min=1, help=MAX_PIXELS)] = 100_000_000,
 ) -> None:
     """Score any number of images: energies, OOD score, p-value, verdict. Exits with code 1 if one cannot be read."""
     from ddaebm.api import load
     from ddaebm.model.bulk import score_paths
+    from ddaebm.model.pictures import open_folder, write_picture
     from ddaebm.model.progress import progress
     from ddaebm.model.tables import WRITERS, Totals, count, judge, select
 
@@ -69,9 +74,12 @@ def score(
             raise typer.BadParameter(
                 f"{option} must lie in [{smallest:.3g}, 1): with {images} calibration images less can never fire"
             )
+    if heatmaps is not None:
+        open_folder(heatmaps)
+    pictures = None if heatmaps is None else partial(write_picture, heatmaps)
     totals = Totals()
     with progress("score") as tick:
-        rows = judge(score_paths(model.engine, paths, tick, max_pixels), alpha)
+        rows = judge(score_paths(model.engine, paths, tick, max_pixels, pictures), alpha)
         WRITERS[format_](count(rows if fdr is None else select(rows, fdr), totals), sys.stdout)
     print(totals, file=sys.stderr)
     if totals.ood and fail_on_ood:

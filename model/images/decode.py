@@ -149,6 +149,14 @@ def convert(image: Image.Image, contract: Contract) -> Decoded:
     return Decoded(np.asarray(image, dtype=np.uint8).reshape(contract.shape), resized)
 
 
+def bring(images: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint8]:
+    """Resize images (B, h, w, C) to the form of the contract, as `convert` does: (B, H, W, C)."""
+    if images.shape[1:] == contract.shape:
+        return images
+    resized = [convert(from_pixels(image), contract).pixels for image in images]
+    return np.stack(resized) if resized else np.empty((0, *contract.shape), np.uint8)
+
+
 def decode(data: bytes, contract: Contract, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an image file to uint8 (H, W, C) of the contract. Raises the errors of `open_image` and `convert`."""
     return convert(open_image(data, max_pixels), contract)

@@ -18,7 +18,7 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
     """
     try:
         return _size(data)
-    except struct.error:  # the file is shorter than its header
+    except (struct.error, OverflowError):  # it points beyond the file; a BigTIFF can name places over 2^63
         return None
 
 

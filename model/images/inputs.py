@@ -1,5 +1,6 @@
 """Convert the arguments of the Python API: images of any accepted type to entries, and seeds to an array."""
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Set
 from os import PathLike, fspath
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ from PIL import Image
 from ddaebm.model.errors import InputError
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import entries
-from ddaebm.model.noise import MAX_SEED
+from ddaebm.model.noise import MAX_SEED, image_seeds
 
 One: TypeAlias = "NDArray[np.uint8] | Image.Image | bytes | str | PathLike[str]"
 Images: TypeAlias = "One | Iterable[One]"
@@ -130,3 +131,24 @@ def as_seeds(seeds: Any) -> NDArray[np.int64]:
 
 def _name(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def seeds_of(n: Any, seed: Any, seeds: Any, most: int) -> NDArray[np.int64]:
+    """Seeds (N,) as `ddaebm.Model.sample` documents them, N at most `most`. Raises InputError."""
+    if seeds is not None:
+        if n is not None or seed is not None:
+            raise InputError("seeds replaces n and seed; pass either")
+        wanted = as_seeds(seeds)
+        n = len(wanted)
+    elif n is None:
+        n = 1
+    if not isinstance(n, int | np.integer) or isinstance(n, bool) or n < 1:
+        raise InputError(f"n must be a whole number of images from 1, not {n!r:.80}; for given seeds: seeds=[1, 2]")
+    if n > most:
+        raise InputError(f"{n:,} images at once are too many for memory; make at most {most:,} at a time")
+    if seeds is not None:
+        return wanted
+    if isinstance(seed, bool):
+        raise InputError(f"seed must be a whole number, not {seed}")
+    first = secrets.randbelow(MAX_SEED + 1) if seed is None else as_seeds([seed])[0]
+    return image_seeds(int(first), int(n))

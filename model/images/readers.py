@@ -170,7 +170,7 @@ def find_contract(
     faults: list[tuple[str, ImageError]] = []
     for entry in entries(path, channels, tell=False):
         try:
-            own = _form(entry, max_pixels)
+            own = entry_form(entry, max_pixels)
         except ImageError as error:
             faults.append((entry.name, error))
             continue
@@ -185,8 +185,8 @@ def find_contract(
     return Contract(height, width, depth)
 
 
-def _form(entry: Entry, max_pixels: int) -> tuple[int, int, int]:
-    """(height, width, channels) of an entry before conversion."""
+def entry_form(entry: Entry, max_pixels: int = MAX_PIXELS) -> tuple[int, int, int]:
+    """(height, width, channels) of an entry before conversion. Raises ImageError."""
     if isinstance(entry.content, ImageError):
         raise entry.content
     if isinstance(entry.content, np.ndarray):

@@ -192,10 +192,7 @@ class Trunk(nn.Module):
 
 
 class UNet(nn.Module):
-    """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and activations.
-
-    The activations are the feature maps of the contracting half, one for each level, the coarsest last.
-    """
+    """Images (B, in, H, W) and a conditioning vector -> images (B, out, H, W) and the coarsest feature map."""
 
     def __init__(self, config: ModelConfig, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -216,12 +213,12 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], out_channels * config.patch_size**2, 3, padding=1)
         self.unfold = nn.PixelShuffle(config.patch_size)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
         h, skips = self.trunk(x, cond)
-        activations = [*skips, h]
+        coarsest = h
         for up, level in zip(self.ups, self.levels, strict=True):
             h = up(h, cond) if isinstance(up, ResBlock) else up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = torch.cat([h, skips.pop()], 1)
             for block in cast(nn.ModuleList, level):
                 h = block(h, cond)
-        return self.unfold(self.head(F.silu(self.norm(h, cond)))), activations
+        return self.unfold(self.head(F.silu(self.norm(h, cond)))), coarsest

@@ -46,7 +46,6 @@ class Levels(NamedTuple):
     energies: Tensor  # (B,)
     energy_map: Tensor  # images: (B, H, W), the energy of each pixel; points: (B, 1)
     features: Tensor  # (B, F): the coarsest feature map averaged over its places, or the last hidden layer for points
-    activations: list[Tensor]  # images: the feature map of each level, (B, C, h, w), the coarsest last; points: none
 
 
 class EnergyNet(nn.Module):
@@ -72,6 +71,12 @@ class EnergyNet(nn.Module):
         """Energies, energy map and features of x_t (B, *data_shape) at transitions k (B,)."""
         return self._read(x_t, k)[0]
 
+    def activations(self, x_t: Tensor, k: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) of the contracting half for images of any size, the coarsest last."""
+        assert isinstance(self.backbone, UNet)
+        h, skips = self.backbone.trunk(x_t, self.embed(k))
+        return [*skips, h]
+
     def energy_and_guess(self, x_t: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """E(x_t, k), (B,), and the prediction of x_clean, (B, C, H, W); it has 0 channels without `energy_denoises`."""
         levels, x0_guess = self._read(x_t, k)
@@ -86,8 +91,8 @@ class EnergyNet(nn.Module):
         h, x0_guess = out[:, : self.channels], out[:, self.channels :]
         energy_map = 0.5 * self.curvature * (x_t - h).square().sum(1) if self.curvature else h[:, 0]
         if not self.is_image:
-            return Levels(energy_map, energy_map[:, None], hidden, []), x0_guess
-        return Levels(energy_map.flatten(1).sum(1), energy_map, hidden[-1].mean((2, 3)), hidden), x0_guess
+            return Levels(energy_map, energy_map[:, None], hidden), x0_guess
+        return Levels(energy_map.flatten(1).sum(1), energy_map, hidden.mean((2, 3))), x0_guess
 
 
 class Encoder(nn.Module):

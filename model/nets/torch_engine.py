@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddaebm.model.bundle import Bundle
+from ddaebm.model.images.decode import bring
 from ddaebm.model.nets.device import choose_device
-from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph
+from ddaebm.model.nets.graphs import EnergyGraph, PlacesGraph, SamplerGraph
 from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
+from ddaebm.model.ood.dense import Dense, blacken
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.sampling import draw_noise
 
@@ -51,7 +53,7 @@ class TorchEngine:
         self.workers = 1
         self.backend = f"torch-{self.device.type}"
         self.num_steps = bundle.config.num_steps
-        self.contract = bundle.contract
+        self.contract, self.native, self.side = bundle.contract, bundle.native, bundle.side
         self.scorer = bundle.scorer
         self.explainer = bundle.explainer
         self.fit = bundle.fit
@@ -59,6 +61,8 @@ class TorchEngine:
         generator, energy_net = load_networks(bundle, self.device)
         self._sampler = SamplerGraph(generator, bundle.config).to(self.device)
         self._energy = EnergyGraph(energy_net, bundle.config).to(self.device)
+        self._places = PlacesGraph(energy_net, bundle.config).to(self.device)
+        self._dense = bundle.explainer.spots if isinstance(bundle.explainer.spots, Dense) else None
         self._sizes = ladder(max_batch)
         self._graphs = None
         self._lock = threading.Lock()  # a CUDA graph has a single set of input and output buffers
@@ -80,17 +84,22 @@ class TorchEngine:
 
     def warm_up(self, max_batch: int) -> None:
         for batch in reversed(ladder(max_batch)):  # the largest first, so that smaller ones reuse its memory
-            self.score(self.sample(image_seeds(0, batch)))
+            self.score(bring(self.sample(image_seeds(0, batch)), self.contract))
 
     def _level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
-        return LevelStatistics(*self._run(self._levels, images))
+        if self._dense is None:
+            return LevelStatistics(*self._run(self._energy, images))
+        images = blacken(images, self._dense.region)
+        native = bring(images, self.native)
+        (outputs,) = self._run(self._places_of, images)
+        found = LevelStatistics(*self._run(self._energy, native))
+        return found._replace(native=native, places=self._dense.basis.project(outputs))
 
     def _sample(self, seeds: Tensor) -> tuple[Tensor, ...]:
         return (self._sampler(*draw_noise(self._config, seeds)),)
 
-    def _levels(self, images: Tensor) -> tuple[Tensor, ...]:
-        energies, energy_map, features, _ = self._energy(images)
-        return energies, energy_map, features
+    def _places_of(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self._places(images),)
 
     @torch.inference_mode()
     def _run(self, compute: Compute, rows: NDArray[Any]) -> list[NDArray[Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.ood.calibration import Fitted
+from ddaebm.model.ood.dense import Dense
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer
@@ -27,8 +28,9 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], spots: bool) -> Fitted:
     """Make the score of these arrays. Raises KeyError if one is missing."""
     if not spots:
         arrays = {**arrays, "tails": np.empty((0, 2))}
+    kind = Dense if "dense_mean" in arrays else Spots
     explainer = Explainer(
-        arrays["log_energies"], Pixels(**_fields(Pixels, arrays)), Spots(**_fields(Spots, arrays)) if spots else None
+        arrays["log_energies"], Pixels(**_fields(Pixels, arrays)), kind(**_fields(kind, arrays)) if spots else None
     )
     return Fitted(Scorer(**_fields(Scorer, arrays)), explainer)
 

@@ -2,14 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.noise import permutation
+from ddaebm.model.ood.dense import Basis, fit_dense
 from ddaebm.model.ood.explain import Explainer, fit_explainer
-from ddaebm.model.ood.levels import LevelStatistics, Scores, score_levels, score_rows
+from ddaebm.model.ood.levels import (
+    LevelStatistics,
+    Scores,
+    heat_of,
+    join_batches,
+    score_levels,
+    score_rows,
+    spot_statistics,
+)
 from ddaebm.model.ood.pixels import fit_pixels
 from ddaebm.model.ood.scoring import (
     DEFAULT_FORM,
@@ -21,7 +30,7 @@ from ddaebm.model.ood.scoring import (
     with_spots,
 )
 from ddaebm.model.ood.spots import fit_spots
-from ddaebm.model.parallel import in_order, usable_cores
+from ddaebm.model.parallel import in_order, rows_within, usable_cores
 from ddaebm.model.progress import Tick, say_nothing
 
 BATCH = 64  # images a thread takes at a time
@@ -40,6 +49,14 @@ class Fitted:
         return score_levels(self.scorer, self.explainer, images, levels)
 
 
+class PlacesFit(NamedTuple):
+    """How the places of images that are scored densely are fitted; see `model.ood.dense.fit_dense`."""
+
+    basis: Basis
+    form: str
+    region: NDArray[np.float32]  # (h, w)
+
+
 @dataclass(frozen=True)
 class CrossFitted:
     """A score that is not calibrated, and the fits that leave out a fold each, for what would be biased otherwise."""
@@ -56,7 +73,7 @@ def look(levels_of: LevelsOf, images: NDArray[np.uint8], tick: Tick = say_nothin
     for part, levels in _batches(levels_of, images):
         found.append(levels)
         tick(len(part))
-    return LevelStatistics(*(np.concatenate(outputs) for outputs in zip(*found, strict=True)))
+    return join_batches(found)
 
 
 def score_images(levels_of: LevelsOf, fitted: Fitted, images: NDArray[np.uint8], tick: Tick = say_nothing) -> Scores:
@@ -69,7 +86,12 @@ def score_images(levels_of: LevelsOf, fitted: Fitted, images: NDArray[np.uint8],
 
 
 def cross_fit(
-    images: NDArray[np.uint8], levels: LevelStatistics, calibration: int, seed: int = 0, form: str = DEFAULT_FORM
+    images: NDArray[np.uint8],
+    levels: LevelStatistics,
+    calibration: int,
+    seed: int = 0,
+    form: str = DEFAULT_FORM,
+    places: PlacesFit | None = None,
 ) -> CrossFitted:
     """Fit the score to ordinary images (N, H, W, C), N >= 2, with the network's outputs `levels` for them.
 
@@ -80,17 +102,18 @@ def cross_fit(
         calibration: Number of images that will give the p-values.
         seed: Draws the folds.
         form: One of `model.ood.scoring.FORMS`.
+        places: How the places of images that are scored densely are fitted; None: the images are not.
     """
     fold = np.empty(len(images), np.int64)
     fold[permutation(len(images), seed)] = np.arange(len(images)) % min(FOLDS, len(images))
-    without = [_fit(images, levels, np.flatnonzero(fold != number), form) for number in range(fold.max() + 1)]
-    whole, hottest = np.empty(len(images)), np.empty(len(images))
+    without = [_fit(images, levels, np.flatnonzero(fold != number), form, places) for number in range(fold.max() + 1)]
+    whole, hottest = np.empty(len(images)), np.empty((len(images), 1 if places is None else 2))
     for number, left_out in enumerate(without):
         mine = np.flatnonzero(fold == number)
         part, outputs = images[mine], levels.take(mine)
         whole[mine] = left_out.scorer.whole(score_rows(part, outputs, left_out.explainer.pixels))
-        hottest[mine] = left_out.explainer.heatmaps(part, outputs.energy_map).max((1, 2))
-    complete = _fit(images, levels, np.arange(len(images)), form)
+        hottest[mine] = spot_statistics(left_out.explainer, heat_of(left_out.explainer, part, outputs))
+    complete = _fit(images, levels, np.arange(len(images)), form, places)
     complete = replace(complete, scorer=with_spots(complete.scorer, whole, hottest, calibration))
     tails = complete.scorer.tails
     without = [replace(one, scorer=replace(one.scorer, tails=tails)) for one in without]
@@ -125,15 +148,21 @@ def fit(levels_of: LevelsOf, reference: NDArray[np.uint8], calibration: NDArray[
     return calibrated(fitted, score_images(levels_of, fitted, calibration))
 
 
-def _fit(images: NDArray[np.uint8], levels: LevelStatistics, index: NDArray[np.int64], form: str) -> Fitted:
+def _fit(
+    images: NDArray[np.uint8], levels: LevelStatistics, index: NDArray[np.int64], form: str, places: PlacesFit | None
+) -> Fitted:
     """The score of the images at `index`, without tails."""
     images, levels = images[index], levels.take(index)
     pixels, num_steps = fit_pixels(levels.energy_map), levels.energies.shape[1]
     scorer = fit_scorer(score_rows(images, levels, pixels), num_steps, weights_beside(num_steps), form)
-    spots = fit_spots(pixels, images, levels.energy_map)
+    if places is None:
+        return Fitted(scorer, fit_explainer(levels.energies, pixels, fit_spots(pixels, images, levels.energy_map)))
+    assert levels.places is not None
+    spots = fit_dense(places.basis, levels.places, places.form, places.region)
     return Fitted(scorer, fit_explainer(levels.energies, pixels, spots))
 
 
 def _batches(levels_of: LevelsOf, images: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.uint8], LevelStatistics]]:
-    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+    size = rows_within(BATCH, images.shape[1] * images.shape[2])
+    parts = (images[start : start + size] for start in range(0, len(images), size))
     return in_order(lambda part: (part, levels_of(part)), parts, usable_cores())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.ood.dense import Dense
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.spots import Spots
 
@@ -17,7 +18,7 @@ class Explainer:
 
     log_energies: NDArray[np.float32]  # (T, n), of the calibration images, ascending in each level
     pixels: Pixels
-    spots: Spots | None  # None in bundles of format 5
+    spots: Spots | Dense | None  # None in bundles of format 5
 
     def energy_quantiles(self, energies: NDArray[np.floating]) -> NDArray[np.float64]:
         """Share of calibration images with a lower energy at each level: energies (B, T) -> (B, T).
@@ -38,16 +39,19 @@ class Explainer:
     def heatmaps(self, images: NDArray[np.uint8], energy_map: NDArray[np.floating]) -> NDArray[np.float64]:
         """Images (B, H, W, C) and energy maps (B, T, H, W) -> heat (B, H, W); `model.ood.spots` has the unit.
 
+        Not for a dense score, whose heat is that of `model.ood.dense`.
+
         Without spots: the deviation of a pixel's energy at the level where it is largest, in standard deviations,
         smoothed.
         """
+        assert not isinstance(self.spots, Dense)
         if self.spots is not None:
             return self.spots.heatmaps(self.pixels, images, energy_map)
         deviations = self.pixels.standardise(energy_map).max(1)
         return np.stack([_smooth(deviation) for deviation in deviations])
 
 
-def fit_explainer(energies: NDArray[np.floating], pixels: Pixels, spots: Spots | None) -> Explainer:
+def fit_explainer(energies: NDArray[np.floating], pixels: Pixels, spots: Spots | Dense | None) -> Explainer:
     """Make an explainer from energies (n, T) of calibration images and statistics of reference images."""
     return Explainer(np.sort(log_energies(energies).T.astype(np.float32), axis=1), pixels, spots)
 

@@ -1,11 +1,13 @@
 """Compute scores from the outputs of the energy network. All engines share this code."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.ood.complexity import complexity
+from ddaebm.model.ood.dense import Dense, hot_statistics
 from ddaebm.model.ood.explain import Explainer
 from ddaebm.model.ood.pixels import Pixels
 from ddaebm.model.ood.scoring import Scorer, statistics
@@ -19,10 +21,16 @@ class LevelStatistics(NamedTuple):
     energies: NDArray[np.float32]  # (B, T)
     energy_map: NDArray[np.float32]  # (B, T, H, W); its sum over H and W is `energies`
     features: NDArray[np.float32]  # (B, T, F)
+    # Of images that are scored densely; the outputs above are then those of the reduced images.
+    native: NDArray[np.uint8] | None = None  # (B, H, W, C), the images reduced to the networks' own form
+    places: NDArray[np.float16] | None = None  # (B, h, w, R), `model.ood.dense.Basis.project`
 
     def take(self, index: NDArray[np.integer] | slice) -> "LevelStatistics":
         """The outputs for some of the images."""
-        return LevelStatistics(*(output[index] for output in self))
+        return LevelStatistics(
+            self.energies[index], self.energy_map[index], self.features[index],
+            None if self.native is None else self.native[index], None if self.places is None else self.places[index],
+        )  # fmt: skip
 
 
 class Scores(NamedTuple):
@@ -45,20 +53,39 @@ class Explained(NamedTuple):
     ood_score: NDArray[np.float64]  # (B,)
     p_value: NDArray[np.float64]  # (B,)
     box: NDArray[np.int64]  # (B, 4)
-    heat: NDArray[np.float64]  # (B, H, W)
+    heat: NDArray[np.float64]  # (B, H, W); of images that are scored densely (B, h, w), a value for each place
+
+
+def join_batches(batches: Sequence[LevelStatistics]) -> LevelStatistics:
+    """The outputs of several batches as one."""
+    columns: Any = [None if column[0] is None else np.concatenate(column) for column in zip(*batches, strict=True)]
+    return LevelStatistics(*columns)
+
+
+def heat_of(explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics) -> NDArray[np.float64]:
+    """Heat (B, H, W) of images (B, H, W, C); of images that are scored densely, of each place (B, h, w)."""
+    if isinstance(explainer.spots, Dense):
+        assert levels.places is not None
+        return explainer.spots.heat(levels.places)
+    return explainer.heatmaps(images, levels.energy_map)
+
+
+def spot_statistics(explainer: Explainer, heat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The statistics of spots that enter the score, from heat (B, h, w): (B, 1), or (B, 2) of a dense score."""
+    return hot_statistics(heat) if isinstance(explainer.spots, Dense) else heat.max((1, 2))[:, None]
 
 
 def explain_levels(
     scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics
 ) -> Explained:
     """Score images (B, H, W, C) from the outputs `levels` of the energy network, and give their heatmaps."""
-    heat = explainer.heatmaps(images, levels.energy_map)
+    heat = heat_of(explainer, images, levels)
     return Explained(*_score(scorer, explainer, images, levels, heat), heat)
 
 
 def score_levels(scorer: Scorer, explainer: Explainer, images: NDArray[np.uint8], levels: LevelStatistics) -> Scores:
     """As `explain_levels`, without heatmaps, which a score without spots does not need."""
-    heat = explainer.heatmaps(images, levels.energy_map) if scorer.has_spots else None
+    heat = heat_of(explainer, images, levels) if scorer.has_spots else None
     return _score(scorer, explainer, images, levels, heat)
 
 
@@ -69,10 +96,10 @@ def _score(
     rows = score_rows(images, levels, explainer.pixels)[:, : len(scorer.mean)]  # fewer in bundles of formats 5 and 6
     box = np.zeros((len(images), 4), np.int64)
     if scorer.has_spots and heat is not None:
-        parts = scorer.parts(rows, heat.max((1, 2)))
+        parts = scorer.parts(rows, spot_statistics(explainer, heat))
         ood_score = join(parts)
-        spot = parts[:, 1] > parts[:, 0]
-        box[spot] = boxes(heat[spot])
+        spot = parts[:, 1:].max(1) > parts[:, 0]
+        box[spot] = boxes(heat[spot]) * (images.shape[1] // heat.shape[1])
     else:
         ood_score = scorer.whole(rows)
     return Scores(levels.energies, ood_score, scorer.p_value(ood_score), box)
@@ -88,5 +115,6 @@ def score_rows(images: NDArray[np.uint8], levels: LevelStatistics, pixels: Pixel
 
     The columns are log energies, features, pixel statistics and complexity.
     """
+    images = images if levels.native is None else levels.native
     known, of_pixels = statistics(levels.energies, levels.features), pixels.statistics(levels.energy_map)
     return np.hstack([known, of_pixels, complexity(images)])

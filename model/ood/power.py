@@ -12,7 +12,7 @@ Floats = NDArray[np.float64]
 ScoreOf = Callable[[NDArray[np.uint8]], Floats]  # joined OOD scores of images (B, H, W, C)
 
 SETS = sum(len(fault.severities) for fault in FAULTS)
-MOST = 200  # images that are made faulty
+MOST, MOST_DENSE = 200, 40  # images that are made faulty; of those that are scored densely, which takes long
 
 
 class Caught(NamedTuple):

@@ -76,7 +76,7 @@ class Scorer:
     whitening: Floats  # (D, D), the transposed Cholesky factor of the precision matrix
     surprise: Floats  # (4T + 2P, D + P), weighted rows for r, -r, z, -z, then the P residuals and their negatives
     calibration_scores: Floats  # (n,), ascending
-    tails: Floats  # (2, 2), `model.ood.tails.fit_tails`; (0, 2) without spots
+    tails: Floats  # (2, 2), or (3, 2) with a dense score: `model.ood.tails.fit_tails`; (0, 2) without spots
 
     @property
     def has_spots(self) -> bool:
@@ -88,8 +88,11 @@ class Scorer:
         return len(self.mean) - len(self.whitening)
 
     def parts(self, rows: Floats, hottest: Floats) -> Floats:
-        """The tail scores of the whole image and of its hottest spot, (B, 2); the larger one is the reason."""
-        return tail_scores(_logs(np.stack([self.whole(rows), hottest], 1)), self.tails)
+        """The tail scores of the whole image and of its spots, hottest (B, K) -> (B, 1 + K); the largest is the reason.
+
+        `model.ood.levels.spot_statistics` gives the statistics of spots.
+        """
+        return tail_scores(_logs(np.hstack([self.whole(rows)[:, None], hottest])), self.tails)
 
     def whole(self, rows: Floats) -> Floats:
         """S of the whole image, (B,), without a unit.

@@ -90,7 +90,8 @@ def boxes(heat: Floats) -> NDArray[np.int64]:
     found = np.empty((len(heat), 4), np.int64)
     for row, values in zip(found, heat, strict=True):
         hot = values >= _BOX * values.max()
-        region = values == values.max()
+        region = np.zeros_like(hot)
+        region[np.unravel_index(values.argmax(), values.shape)] = True
         size = 0
         while size != (size := int(region.sum())):
             grown = region.copy()

@@ -35,25 +35,28 @@ def fit_tail(logs: Floats) -> tuple[float, float]:
 
 
 def fit_tails(whole: Floats, hottest: Floats, calibration: int) -> Floats:
-    """Lines for both statistics, (2, 2), rows whole and spot; ln w is a part of the spot's offset.
+    """Lines for all statistics, (1 + K, 2), rows whole and spots; ln w is a part of the offset of one spot's.
 
     Args:
-        whole, hottest: ln s of images that the statistics were not fitted to, (N,).
+        whole: ln s of images that the statistics were not fitted to, (N,).
+        hottest: The same of statistics of spots, (N,), or (N, K) of a dense score, which have no weight.
         calibration: Number of calibration images, n.
     """
-    tails = np.array([fit_tail(whole), fit_tail(hottest)])
+    tails = np.array([fit_tail(logs) for logs in (whole, *hottest.reshape(len(whole), -1).T)])
+    if len(tails) > 2:
+        return tails
     tails[1, 0] -= tails[1, 1] * np.log(min(1.0, max(1 / 8, 120 / calibration)))
     return tails
 
 
 def tail_scores(logs: Floats, tails: Floats) -> Floats:
-    """t_whole and t_spot + ln w: ln s (B, 2) and `tails` -> (B, 2)."""
+    """t_whole and t_spot + ln w: ln s (B, 1 + K) and `tails` -> (B, 1 + K)."""
     scaled: Floats = (logs - tails[:, 0]) / tails[:, 1]
     return scaled
 
 
 def join(scores: Floats) -> Floats:
-    """The joined score: `tail_scores` (B, 2) -> (B,)."""
-    norm = np.logaddexp(_NORM * scores[:, 0], _NORM * scores[:, 1]) / _NORM
+    """The joined score: `tail_scores` (B, 1 + K) -> (B,)."""
+    norm = np.logaddexp.reduce(_NORM * scores, axis=1) / _NORM
     joined: Floats = np.logaddexp(0, norm)
     return joined

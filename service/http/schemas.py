@@ -66,7 +66,8 @@ class ScoreQuery(BaseModel):
         lt=1,
         description="adds selected to each image: of those that are, such a share is a false alarm",
     )
-    heatmap: bool = Field(False, description="add a picture of where each image is strange")
+    heatmap: bool = Field(False, description="add a picture of where each image is strange, and its regions")
+    regions: bool = Field(False, description="add the strange regions of each image, without a picture")
     model: str | None = Field(None, description="name of a loaded model; absent: the first")
 
 
@@ -86,6 +87,11 @@ class ImageProblem(BaseModel):
     detail: str
 
 
+class Region(BaseModel):
+    box: list[int] = Field(description="left, top, width, height, in pixels of the model")
+    strength: float = Field(description="heat of its hottest place; 1 is that of an ordinary image's, at the median")
+
+
 class Score(BaseModel):
     index: int
     name: str
@@ -99,6 +105,10 @@ class Score(BaseModel):
     selected: bool | None = Field(None, description="with fdr=q: by Benjamini–Hochberg over this request's images")
     because: Literal["whole", "spot"] = Field(description="what makes the score: the whole image, or its hottest spot")
     box: list[int] | None = Field(None, description="of the spot: left, top, width, height, in pixels of the model")
+    regions: list[Region] | None = Field(
+        None,
+        description="with regions=true or heatmap=true: where the image is strange, the strongest first, at most 5",
+    )
     resized: bool = Field(description="the image had another size than the model takes")
     heatmap: str | None = Field(None, description="with heatmap=true: base64 PNG, bright where it is strange")
 
@@ -148,6 +158,7 @@ class Fit(BaseModel):
     fitted: int = Field(description="images that the score was fitted to")
     calibrated: int
     alpha: float
+    side: int | None = Field(None, description="pixels along a side of an image that is scored densely")
     form: str | None = Field(None, description="the form of the score that was chosen")
     forms: dict[str, float] | None = Field(None, description="mean AUROC of each form that was compared, over `power`")
     power: list[Caught] = Field(description="ordinary images made faulty, and what is caught of them; the worst first")

@@ -1,7 +1,8 @@
 """A bounded queue and the inference threads that empty it.
 
-The queue counts images, not requests. There is no timer: a free thread takes its share of the waiting images, at most
-`max_batch`. `scheduling` decides what goes into a batch, `admission` what goes into the queue.
+The queue counts images, not requests, and a large image as several (`scheduling.Operation.weight`). There is no timer:
+a free thread takes its share of the waiting images, at most `max_batch`. `scheduling` decides what goes into a batch,
+`admission` what goes into the queue.
 """
 
 import asyncio
@@ -53,8 +54,8 @@ class Batcher:
     """Owns the queue and the threads. Call `submit` and `cancel` from the event loop only.
 
     Args:
-        max_batch: most rows in one call of an operation.
-        max_queue: most rows in the queue.
+        max_batch: most rows in one call of an operation, by their weight.
+        max_queue: most rows in the queue, by their weight.
         workers: number of threads.
     """
 
@@ -130,7 +131,9 @@ class Batcher:
             if self._closing or not any(thread.is_alive() for thread in self._threads):
                 raise BatcherStoppedError
             if not admitted:
-                self.admission.admit(operation, len(rows), self._waiting.rows, allowed, job.submitted)
+                self.admission.admit(
+                    operation, len(rows) * operation.weight, self._waiting.rows, allowed, job.submitted
+                )
             self._waiting.add(job)
             self._changed.notify()
         return job
@@ -221,7 +224,7 @@ class Batcher:
             return
         with self._changed:
             self._waiting.charge(operation, ended - call.began)
-            self.admission.observe(operation, count, ended - call.began)
+            self.admission.observe(operation, count * operation.weight, ended - call.began)
             done = _hand_out(call, arrays, ended)
         if self.observer:
             self.observer.computed(operation, count, ended - call.began)

@@ -7,6 +7,7 @@ the device: the one that has used the least time is next.
 """
 
 import asyncio
+import functools
 import heapq
 import math
 import time
@@ -23,6 +24,7 @@ Arrays = tuple[NDArray[Any], ...]
 Kind = Literal["sample", "score", "explain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+SMALL = 64 * 64  # pixels of an image up to which it counts as one
 PATIENCE = 5.0  # seconds by which other work may pass low-priority work
 
 
@@ -32,6 +34,13 @@ class Operation:
 
     engine: Engine
     kind: Kind
+
+    @functools.cached_property
+    def weight(self) -> int:
+        """Small images that a row counts for, in the limits of the queue and of a batch."""
+        if self.kind == "sample" or self.engine.side is None:
+            return 1
+        return max(1, self.engine.side**2 // SMALL)
 
     def __call__(self, rows: NDArray[Any]) -> Arrays:
         """Results of `rows` (B, ...): arrays whose row i belongs to row i."""
@@ -80,7 +89,7 @@ class Waiting:
     """Jobs with rows left to take, by operation."""
 
     def __init__(self) -> None:
-        self.rows: dict[Operation, int] = {}  # rows left to take
+        self.rows: dict[Operation, int] = {}  # rows left to take, each counted by the operation's weight
         self._jobs: dict[Operation, list[Job]] = {}  # in order of arrival
         self._used: dict[Operation, float] = {}  # device seconds since the operation got its first waiting job
 
@@ -98,14 +107,14 @@ class Waiting:
             self._used[operation] = min(self._used.values(), default=0.0)
             self._jobs[operation], self.rows[operation] = [], 0
         self._jobs[operation].append(job)
-        self.rows[operation] += job.left
+        self.rows[operation] += job.left * operation.weight
 
     def remove(self, job: Job) -> int:
         """Remove the remaining rows of `job`. Returns their number."""
         if not job.left or job not in self._jobs.get(job.operation, []):
             return 0
         self._jobs[job.operation].remove(job)
-        self.rows[job.operation] -= job.left
+        self.rows[job.operation] -= job.left * job.operation.weight
         self._tidy(job.operation)
         return job.left
 
@@ -122,7 +131,7 @@ class Waiting:
             self._used[operation] += seconds
 
     def take(self, room: int) -> list[Piece]:
-        """The next batch, of at most `room` rows."""
+        """The next batch, of at most `room` rows by their weight, and at least one."""
         now = time.perf_counter()
 
         def turn(operation: Operation) -> tuple[bool, float]:
@@ -130,6 +139,7 @@ class Waiting:
             return all(job.low and now - job.submitted < PATIENCE for job in jobs), self._used[operation]
 
         operation = min(self._jobs, key=turn)
+        room = max(1, room // operation.weight)
         jobs = self._jobs[operation]
         oldest = min(jobs, key=lambda job: job.submitted + job.low * PATIENCE)
         # At most `room` jobs can get a row.
@@ -141,7 +151,7 @@ class Waiting:
                 pieces.append(Piece(job, job.taken, job.rows[job.taken : job.taken + count]))
                 job.taken += count
                 room -= count
-                self.rows[operation] -= count
+                self.rows[operation] -= count * operation.weight
         self._jobs[operation] = [job for job in jobs if job.left]
         self._tidy(operation)
         return pieces

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ddaebm.model.bulk import sample_name
 from ddaebm.model.engine import Engine
 from ddaebm.model.files import encode_npy, write_zip
+from ddaebm.model.images.decode import bring
 from ddaebm.model.images.encode import encode_png, make_grid
 from ddaebm.model.noise import MAX_SEED, image_seeds
 from ddaebm.model.ood.levels import Scores
@@ -126,7 +127,8 @@ async def _draw(body: SampleRequest, request: Request, service: Service, context
     service.metrics.sampled.labels(engine.name).inc(len(images))
     if not body.include and body.best_of == 1:
         return Drawn(engine, seeds, images)
-    scores = Scores(*await service.runner.run(request, context, Operation(engine, "score"), images))
+    brought = images if engine.side is None else await asyncio.to_thread(bring, images, engine.contract)
+    scores = Scores(*await service.runner.run(request, context, Operation(engine, "score"), brought))
     if body.best_of > 1:
         kept = np.sort(np.argsort(scores.ood_score, kind="stable")[: body.n])
         seeds, images = seeds[kept], images[kept]

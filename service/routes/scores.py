@@ -16,12 +16,13 @@ from ddaebm.model.images.decode import Decoded
 from ddaebm.model.images.encode import encode_png, overlay
 from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.model.ood.levels import Explained, Scores, because
+from ddaebm.model.ood.regions import regions
 from ddaebm.service.decoding.quick import decode_quick
 from ddaebm.service.decoding.slot import Job
 from ddaebm.service.http.context import Context, Deadline, RequestContext
 from ddaebm.service.http.errors import Problem
 from ddaebm.service.http.paths import UPLOADS, traits
-from ddaebm.service.http.schemas import ImageProblem, Score, ScoreQuery, ScoreResponse, Unreadable
+from ddaebm.service.http.schemas import ImageProblem, Region, Score, ScoreQuery, ScoreResponse, Unreadable
 from ddaebm.service.http.uploads import REQUEST_BODY, Body, parsing, read_body, read_entries
 from ddaebm.service.queue.scheduling import Operation
 from ddaebm.service.state import Service, Shared
@@ -53,14 +54,15 @@ async def create_scores(
     if not readable:
         first = next(item for _, item in uploads if isinstance(item, ImageProblem))
         raise Problem(first.status, first.type.rpartition(":")[2], first.detail)
-    operation = Operation(engine, "explain" if query.heatmap else "score")
+    explained = query.heatmap or query.regions
+    operation = Operation(engine, "explain" if explained else "score")
     arrays = await service.runner.run(request, context, operation, np.stack(readable))
-    scores = Explained(*arrays) if query.heatmap else Scores(*arrays)
+    scores = Explained(*arrays) if explained else Scores(*arrays)
     service.registry.count_scores(engine, scores, alpha)
-    if not query.heatmap:
+    if not explained:
         return respond(engine, alpha, query.fdr, uploads, scores)
     began = time.perf_counter()
-    response = await asyncio.to_thread(respond, engine, alpha, query.fdr, uploads, scores)
+    response = await asyncio.to_thread(respond, engine, alpha, query.fdr, uploads, scores, query.heatmap)
     context.timings["encode"] = time.perf_counter() - began
     return response
 
@@ -100,9 +102,18 @@ def _image_problem(error: ImageError) -> ImageProblem:
 
 
 def respond(
-    engine: Engine, alpha: float, fdr: float | None, uploads: list[Item], scores: Scores | Explained
+    engine: Engine,
+    alpha: float,
+    fdr: float | None,
+    uploads: list[Item],
+    scores: Scores | Explained,
+    pictures: bool = False,
 ) -> ScoreResponse:
-    """One result per upload, in the order sent. `scores` has a row for each readable one."""
+    """One result per upload, in the order sent. `scores` has a row for each readable one.
+
+    Args:
+        pictures: draw heatmaps as well as list the regions of `Explained` scores.
+    """
     threshold = None if fdr is None else fdr_threshold(scores.p_value, fdr)
     quantiles = engine.explainer.energy_quantiles(scores.energies)
     results: list[Score | Unreadable] = []
@@ -112,17 +123,19 @@ def respond(
             results.append(Unreadable(index=index, name=name, error=item))
             continue
         p_value = float(scores.p_value[row])
-        picture = None
+        picture = found = None
         if isinstance(scores, Explained):
-            picture = base64.b64encode(
-                encode_png(overlay(item.pixels, scores.heat[row], *engine.explainer.warm))
-            ).decode()
+            heat = scores.heat[row]
+            found = [Region(box=region.box, strength=region.strength) for region in regions(heat, len(item.pixels))]
+            if pictures:
+                png = encode_png(overlay(item.pixels, heat, *engine.explainer.warm))
+                picture = base64.b64encode(png).decode()
         reason = because(scores.box[row])
         results.append(
             Score(
                 index=index, name=name, energies=scores.energies[row].tolist(),
                 energy_quantiles=quantiles[row].tolist(), ood_score=float(scores.ood_score[row]),
-                p_value=p_value, is_ood=p_value <= alpha, resized=item.resized, heatmap=picture,
+                p_value=p_value, is_ood=p_value <= alpha, resized=item.resized, heatmap=picture, regions=found,
                 selected=None if threshold is None else p_value <= threshold,
                 because=reason, box=scores.box[row].tolist() if reason == "spot" else None,
             )

@@ -45,13 +45,13 @@ class V2Model:
 def models(service: Service) -> dict[str, V2Model]:
     found: dict[str, V2Model] = {}
     for engine in service.registry.engines.values():
-        image = (-1, *engine.contract.shape)
-        images = TensorSpec("images", "UINT8", image)
+        images = TensorSpec("images", "UINT8", (-1, *engine.contract.shape))
+        samples = TensorSpec("images", "UINT8", (-1, *engine.native.shape))
         numbers = TensorSpec("ood_score", "FP64", (-1, 1)), TensorSpec("p_value", "FP64", (-1, 1))
         energies = TensorSpec("energies", "FP32", (-1, engine.num_steps))
         box = TensorSpec("box", "INT64", (-1, 4))  # of the spot that is the reason; zeros: the whole image is
         sampler = V2Model(f"{engine.name}-sampler", engine, Operation(engine, "sample"),
-                          TensorSpec("seeds", "INT64", (-1, 1)), (images,), MAX_SAMPLES)  # fmt: skip
+                          TensorSpec("seeds", "INT64", (-1, 1)), (samples,), MAX_SAMPLES)  # fmt: skip
         scorer = V2Model(f"{engine.name}-scorer", engine, Operation(engine, "score"), images, (energies, *numbers, box),
                          service.settings.max_files)  # fmt: skip
         found |= {sampler.name: sampler, scorer.name: scorer}

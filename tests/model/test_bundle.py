@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ddaebm.model.bundle
-from ddaebm.model.bundle import MANIFEST, WEIGHTS, Bundle, find_bundle, load_bundle, write_bundle
+from ddaebm.model.bundle import MANIFEST, WEIGHTS, Bundle, copy_bundle, find_bundle, load_bundle, write_bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import (
     BundleError,
@@ -124,11 +124,22 @@ def test_a_folder_that_is_not_there_is_missing(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [*NEEDED, "calibration.npz", "trained_on.npy"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in NEEDED if name != "places.onnx"), "calibration.npz", "trained_on.npy"]
+)
 def test_a_manifest_must_name_what_serving_needs(bundle: Path, name: str) -> None:
     edit(bundle, lambda m: m["files"].pop(name))
     with pytest.raises(BundleMissingFileError, match=name):
         load_bundle(bundle)
+
+
+def test_a_bundle_of_the_present_format_has_the_graph_for_large_images(tmp_path: Path) -> None:
+    bundle = copy_bundle(load_bundle(find_bundle("fashion-mnist")), tmp_path / "copy").path
+    edit(bundle, lambda m: m["files"].pop("places.onnx"))
+    with pytest.raises(BundleMissingFileError, match=r"places\.onnx"):
+        load_bundle(bundle)
+    edit(bundle, lambda m: m.update(format_version=7))
+    assert "places.onnx" not in load_bundle(bundle).files
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 0, 99])

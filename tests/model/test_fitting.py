@@ -107,7 +107,7 @@ def test_the_bundle_is_of_the_form_that_was_chosen(
 ) -> None:
     scores = {}
     for form in FORMS:
-        monkeypatch.setattr("ddaebm.model.fitting.choose", lambda forms, form=form: form)
+        monkeypatch.setattr("ddaebm.model.fitting.choose", lambda forms, preferred, form=form: form)
         made = fit(bundle, surfaces(200), tmp_path / form.split()[0])
         assert made.form == form
         scores[form] = made.bundle.scorer.surprise
@@ -184,7 +184,7 @@ def test_progress_is_told_to_the_last_image(bundle: Bundle, tmp_path: Path) -> N
         done += images
 
     fit(bundle, surfaces(90), tmp_path / "gate", tick=tick)
-    assert done == work(90, 0.5)
+    assert done == work(90, 0.5, False)
 
 
 def test_too_few_images_are_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_a_manifest_holds_these_bytes(bundle: Path) -> None:
     contents = (bundle / MANIFEST).read_bytes()
     manifest = json.loads(contents)
     assert contents == (json.dumps(manifest, indent=2) + "\n").encode()
-    assert list(manifest) == ["format_version", "name", "model", "preprocessing", "training", "splits", "evaluation",
-                              "calibration", "fit", "files"]  # fmt: skip
+    assert list(manifest) == ["format_version", "name", "model", "preprocessing", "side", "training", "splits",
+                              "evaluation", "calibration", "fit", "files"]  # fmt: skip
     assert manifest["model"] == json.loads(json.dumps(CONFIG.to_dict()))
     assert list(manifest["model"]) == list(CONFIG.to_dict())
     assert manifest["preprocessing"] == {"height": 16, "width": 16, "channels": 1, "resize_filter": "bicubic"}

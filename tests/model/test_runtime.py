@@ -13,14 +13,15 @@ import onnx
 import pytest
 import torch
 
-import ddaebm.model.runtime
+import ddaebm.model.sessions
 from ddaebm.model.bundle import load_bundle
 from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.nets.graphs import to_pixels
 from ddaebm.model.ood.complexity import complexity
 from ddaebm.model.ood.tails import join
-from ddaebm.model.runtime import OnnxEngine, choose_providers, engine_cache
+from ddaebm.model.runtime import OnnxEngine
 from ddaebm.model.schedule import make_schedule
+from ddaebm.model.sessions import choose_providers, engine_cache
 from ddaebm.training.data import load_data, split, to_tensor
 from ddaebm.training.export import load_run
 from ddaebm.training.trainer import generate
@@ -93,12 +94,12 @@ def gpu_build(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     class Session(FakeSession):
         pass
 
-    monkeypatch.setattr(ddaebm.model.runtime, "Session", Session)
-    monkeypatch.setattr(ddaebm.model.runtime.ort, "get_available_providers", lambda: GPU_BUILD)
-    monkeypatch.setattr(ddaebm.model.runtime.ort, "preload_dlls", lambda: print("a library is missing"))
+    monkeypatch.setattr(ddaebm.model.sessions, "Session", Session)
+    monkeypatch.setattr(ddaebm.model.sessions.ort, "get_available_providers", lambda: GPU_BUILD)
+    monkeypatch.setattr(ddaebm.model.sessions.ort, "preload_dlls", lambda: print("a library is missing"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # monkeypatch then restores the value after the test
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
-    ddaebm.model.runtime._load_cuda.cache_clear()
+    ddaebm.model.sessions.load_cuda.cache_clear()
     return Session
 
 
@@ -215,7 +216,7 @@ def test_score_is_the_bundle_s_scorer_on_the_level_statistics(runtime: OnnxEngin
     rows = np.hstack(
         [np.log(levels.energies.astype(float)), levels.features.reshape(4, -1), of_pixels, complexity(images)]
     )
-    hottest = runtime.explainer.heatmaps(images, levels.energy_map).max((1, 2))
+    hottest = runtime.explainer.heatmaps(images, levels.energy_map).max((1, 2))[:, None]
     np.testing.assert_allclose(scores.ood_score, join(scorer.parts(rows, hottest)))
     calibration = scorer.calibration_scores
     expected = [(1 + (calibration >= s).sum()) / (len(calibration) + 1) for s in scores.ood_score]

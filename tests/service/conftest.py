@@ -45,7 +45,8 @@ class FakeEngine:
     backend = "fake-cpu"
     workers = 1
     num_steps = 4
-    contract = Contract(8, 6, 1)
+    contract = native = Contract(8, 6, 1)
+    side = None
     scorer = Scorer(
         np.zeros(1), np.eye(1), np.zeros((0, 1)), np.arange(99.0), np.empty((0, 2))
     )  # the smallest p is 0.01
@@ -114,6 +115,7 @@ class Squares:
     """An operation that records what it was called with, and holds back while its gate is shut."""
 
     kind = "square"
+    weight = 1
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []

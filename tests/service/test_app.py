@@ -55,6 +55,7 @@ SCHEMAS = {
         "name",
         "ood_score",
         "p_value",
+        "regions",
         "resized",
         "selected",
     ],
@@ -62,7 +63,8 @@ SCHEMAS = {
     "ImageProblem": ["detail", "status", "title", "type"],
     "ModelList": ["models"],
     "ModelInfo": ["backend", "calibration", "digest", "fit", "form", "name", "num_steps", "preprocessing"],
-    "Fit": ["alpha", "calibrated", "fitted", "form", "forms", "power"],
+    "Fit": ["alpha", "calibrated", "fitted", "form", "forms", "power", "side"],
+    "Region": ["box", "strength"],
     "Caught": ["auroc", "caught", "fault", "severity"],
     "Preprocessing": ["channels", "height", "resize_filter", "width"],
     "Calibration": ["false_alarm_intervals", "size", "smallest_p"],
@@ -94,7 +96,7 @@ def test_the_media_types_that_json_schema_cannot_tell_are_published(openapi: dic
     samples, scores = (openapi["paths"][path]["post"] for path in ("/v1/samples", "/v1/scores"))
     assert list(samples["responses"]["200"]["content"]) == ["application/json", "image/png", "application/zip", NPY]
     assert list(scores["requestBody"]["content"]) == ["multipart/form-data", "application/json", "image/*", NPY]
-    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "fdr", "heatmap", "model"]
+    assert [parameter["name"] for parameter in scores["parameters"]] == ["alpha", "fdr", "heatmap", "regions", "model"]
 
 
 def test_the_root_leads_to_the_docs(client: TestClient) -> None:

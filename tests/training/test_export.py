@@ -18,7 +18,7 @@ from ddaebm.model.bundle import WEIGHTS, load_bundle
 from ddaebm.model.errors import CheckpointError, ParityError
 from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.nets.networks import Generator
-from ddaebm.model.runtime import Session, make_session
+from ddaebm.model.sessions import Session, make_session
 from ddaebm.training import checkpoint
 from ddaebm.training.data import load_data, split
 from ddaebm.training.export import export, load_run, make_files, train_command

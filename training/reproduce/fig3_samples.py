@@ -95,7 +95,7 @@ def reproduce(
 
 
 def _training_parts(bundle: Bundle, data: str) -> Splits:
-    parts = split(read_images(data, bundle.contract))
+    parts = split(read_images(data, bundle.native))
     if hashlib.sha256(parts.train.tobytes()).hexdigest() != bundle.splits["train"]["sha256"]:
         raise DataError(
             f"{data}: not the images that {bundle.name} was trained on ({bundle.splits['train']['count']} training"

@@ -113,7 +113,7 @@ class FlowEnergy(EnergyNet):
 
     def _read(self, x_t: Tensor, k: Tensor) -> tuple[Levels, Tensor]:
         energy = -self.flow.log_prob(x_t, k)
-        return Levels(energy, energy[:, None], x_t, []), x_t[:, :0]
+        return Levels(energy, energy[:, None], x_t), x_t[:, :0]
 
 
 def fit_truth(

@@ -51,6 +51,10 @@ def test_a_truncated_header_states_nothing() -> None:
     assert stated_size(b"words") is None
 
 
+def test_a_bigtiff_that_points_beyond_any_memory_states_nothing() -> None:
+    assert stated_size(b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(100)) is None
+
+
 @given(st.sampled_from(sorted(FILES)), st.lists(st.tuples(st.integers(0, 200), st.binary(max_size=6))))
 def test_damage_never_raises(name: str, damages: list[tuple[int, bytes]]) -> None:
     data = FILES[name]

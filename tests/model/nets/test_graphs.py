@@ -3,7 +3,7 @@
 import torch
 
 from ddaebm.model.config import ModelConfig
-from ddaebm.model.nets.graphs import EnergyGraph, SamplerGraph, to_pixels
+from ddaebm.model.nets.graphs import LEVEL, EnergyGraph, PlacesGraph, SamplerGraph, to_pixels
 from ddaebm.model.nets.networks import EnergyNet, Generator
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.schedule import make_schedule
@@ -15,26 +15,27 @@ def test_shapes_and_types() -> None:
     images = SamplerGraph(Generator(CONFIG), CONFIG)(*draw_noise(CONFIG, torch.arange(5)))
     assert (images.shape, images.dtype) == ((5, 16, 8, 3), torch.uint8)
     graph = EnergyGraph(EnergyNet(CONFIG), CONFIG)
-    energies, energy_map, features, grid = graph(images)
+    energies, energy_map, features = graph(images)
     assert (energies.shape, energy_map.shape, features.shape) == ((5, 4), (5, 4, 16, 8), (5, 4, 16))
-    assert grid.shape == (5, 4, 8 + 16, 16 // graph.fold, 8 // graph.fold)
 
 
-def test_the_grid_holds_all_activations_and_its_coarsest_give_the_features() -> None:
+def test_places_hold_means_and_mean_squares_of_all_activations() -> None:
     images = torch.randint(256, (2, 16, 8, 3), dtype=torch.uint8)
     net = EnergyNet(CONFIG)
-    _, _, features, grid = EnergyGraph(net, CONFIG)(images)
-    torch.testing.assert_close(grid[:, :, 8:].mean((3, 4)), features)
-    x_t = make_schedule(CONFIG).alpha_bar[2] ** 0.5 * (images.permute(0, 3, 1, 2) / 127.5 - 1)
-    finer, _ = net.levels(x_t.float(), torch.full((2,), 2)).activations
-    torch.testing.assert_close(grid[:, 2, :8], finer.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)))
+    places = PlacesGraph(net, CONFIG)(images)
+    assert places.shape == (2, 2 * (8 + 16), 16 // CONFIG.fold, 8 // CONFIG.fold)
+    _, _, features = EnergyGraph(net, CONFIG)(images)
+    torch.testing.assert_close(places[:, 8:24].mean((2, 3)), features[:, LEVEL])
+    x_t = make_schedule(CONFIG).alpha_bar[LEVEL] ** 0.5 * (images.permute(0, 3, 1, 2) / 127.5 - 1)
+    finer, coarsest = net.activations(x_t.float(), torch.full((2,), LEVEL))
+    for first, h in ((0, finer), (24, finer.square())):
+        torch.testing.assert_close(places[:, first : first + 8], h.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)))
+    torch.testing.assert_close(places[:, 32:], coarsest.square())
 
 
-def test_larger_images_have_larger_maps_and_grids() -> None:
-    graph = EnergyGraph(EnergyNet(CONFIG), CONFIG)
-    energies, energy_map, _, grid = graph(torch.zeros((1, 48, 16, 3), dtype=torch.uint8))
-    assert (energy_map.shape, grid.shape) == ((1, 4, 48, 16), (1, 4, 24, 48 // graph.fold, 16 // graph.fold))
-    torch.testing.assert_close(energy_map.sum((2, 3)), energies)
+def test_larger_images_have_more_places() -> None:
+    places = PlacesGraph(EnergyNet(CONFIG), CONFIG)(torch.zeros((1, 48, 16, 3), dtype=torch.uint8))
+    assert places.shape == (1, 48, 48 // CONFIG.fold, 16 // CONFIG.fold)
 
 
 def test_everything_is_made_on_the_device_of_the_inputs() -> None:

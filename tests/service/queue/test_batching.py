@@ -96,9 +96,13 @@ def test_two_hundred_concurrent_jobs_each_get_their_own_rows() -> None:
         shapes.append(len(values))
         return values * 3, np.stack([values, -values], axis=1)
 
+    operation.weight = 1  # type: ignore[attr-defined]
+
     def also(values: Rows) -> Arrays:
         shapes.append(len(values))
         return values * 5, np.stack([values, values], axis=1)
+
+    also.weight = 1  # type: ignore[attr-defined]
 
     async def client(batcher: Batcher, first: int, size: int) -> None:
         mine = np.arange(first, first + size)
@@ -149,6 +153,8 @@ def test_a_job_says_when_it_was_queued_begun_and_done(batcher: Batcher, operatio
 def test_results_that_do_not_match_the_rows_reach_nobody(batcher: Batcher, surplus: int) -> None:
     def misaligned(values: Rows) -> Arrays:
         return (np.resize(values, len(values) + surplus),)
+
+    misaligned.weight = 1  # type: ignore[attr-defined]
 
     async def test() -> None:
         job = batcher.submit(misaligned, rows(1, 2))
@@ -202,6 +208,8 @@ def test_several_threads_share_what_waits_and_put_a_large_job_together_in_order(
         elif values[-1] == 31:
             rest.set()
         return (values**2,)
+
+    operation.weight = 1  # type: ignore[attr-defined]
 
     async def test() -> None:
         batcher = Batcher(max_batch=64, max_queue=64, workers=2)

@@ -18,6 +18,9 @@ def scoring(rows: Rows) -> Arrays:
     return (rows,)
 
 
+sampling.weight = scoring.weight = 1  # type: ignore[attr-defined]
+
+
 @pytest.fixture(autouse=True)
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
     """What futures belong to; it never runs."""

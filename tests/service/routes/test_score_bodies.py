@@ -108,4 +108,12 @@ def test_a_heatmap_is_there_when_asked_for_and_is_bright_where_the_energy_sits(
     assert picture.shape == (8, 6, 3)
     redness = picture[..., 0] - picture[..., 2]
     assert redness[0, 0] == redness.max() > 0 == redness[7, 5]
+    assert asked[0].pop("regions") == [{"box": [0, 0, 1, 1], "strength": 200.0}]
     assert asked[0] == score(client, png(200))["results"][0]
+
+
+def test_regions_without_a_picture(client: TestClient, engine: FakeEngine) -> None:
+    asked = score(client, png(200), regions=True)["results"][0]
+    assert engine.calls == [("explain", 1)]
+    assert asked.pop("regions") == [{"box": [0, 0, 1, 1], "strength": 200.0}]
+    assert asked == score(client, png(200))["results"][0]
