@@ -57,5 +57,5 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
 
 
 def rows_within(most: int, pixels: int) -> int:
-    """Images of `pixels` pixels to compute at a time: `most`, or fewer so that they are 4 megapixels at most."""
-    return max(1, min(most, 2**22 // pixels))
+    """Images of `pixels` pixels to compute at a time: `most`, or fewer so that they are a megapixel at most."""
+    return max(1, min(most, 2**20 // pixels))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddaebm.cli.options import BUNDLE, MAX_PIXELS, PATH
+from ddaebm.model.errors import ConfigError
 
 if TYPE_CHECKING:
     from ddaebm.model.bundle import Bundle
@@ -43,8 +44,13 @@ def fit(
     _check_rate("--alpha", alpha)
     _check_rate("--hold-out", hold_out)
     old = _open(bundle, out, name)
-    dense = _side(old, data, side, max_pixels)
-    region = read_region(mask, dense)
+    try:
+        dense = _side(old, data, side, max_pixels)
+        region = read_region(mask, dense)
+    except ConfigError as error:
+        raise typer.BadParameter(f"--side: {error}") from error
+    if dense is not None:
+        _tell_cost(old, dense, chosen=side is None)
     images = read_images(data, contract_at(old, dense), max_pixels)
     with progress("fit", work(len(images), hold_out, dense is not None)) as tick:
         gate = make(old, images, out, hold_out, alpha, name, seed, tick, region)
@@ -106,23 +112,25 @@ def _open(bundle: str, out: Path, name: str | None) -> "Bundle":
 
 
 def _side(bundle: "Bundle", data: str, wanted: int | None, max_pixels: int) -> int | None:
-    """The side at which images are scored densely, or None. Tells what it costs, and what half of it would."""
+    """The side at which images are scored densely, or None."""
     from ddaebm.model.images.readers import entries
-    from ddaebm.model.large import choose_side, require_side, seconds_each
-    from ddaebm.model.runtime import OnnxEngine
+    from ddaebm.model.large import choose_side, require_side
 
     if wanted is None:
-        side = choose_side(bundle, entries(data, bundle.native.channels, tell=False), max_pixels)
-    else:
-        side = require_side(bundle, wanted)
-    if side is None:
-        return None
+        return choose_side(bundle, entries(data, bundle.native.channels, tell=False), max_pixels)
+    return require_side(bundle, wanted)
+
+
+def _tell_cost(bundle: "Bundle", side: int, chosen: bool) -> None:
+    """Print the time of an image at this side, and at half of it."""
+    from ddaebm.model.large import seconds_each
+    from ddaebm.model.runtime import OnnxEngine
+
     engine, fold = OnnxEngine(bundle, device="cpu"), bundle.config.fold
-    chosen = "" if wanted else ", chosen from the images"
     half = max(side // 2 // fold, 1) * fold
+    why = ", chosen from the images" if chosen else ""
     print(
-        f"--side {side}{chosen}: about {seconds_each(engine, side):.3f} s an image on this machine;"
+        f"--side {side}{why}: about {seconds_each(engine, side):.3f} s an image on this machine;"
         f" --side {half}: {seconds_each(engine, half):.3f} s",
         file=sys.stderr,
     )
-    return side

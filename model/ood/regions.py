@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddaebm.model.ood.spots import boxes
+from ddaebm.model.ood.spots import around_hottest, box_of
 
 MOST = 5  # regions of an image
 LEAST = 1.0  # heat of a region's hottest place: that of the hottest place of an ordinary image, at the median
@@ -29,14 +29,13 @@ class Region(NamedTuple):
 def regions(heat: NDArray[np.float64], height: int) -> list[Region]:
     """The regions of one image, the strongest first: heat (h, w) of an image of `height` pixels.
 
-    Around the hottest place lie the connected places that have at least half of its heat. They are one region, and the
-    next one is looked for in the rest.
+    A region holds connected places whose heat is at least `LEAST`.
     """
-    scale, left_over = height // len(heat), heat.copy()
+    scale, rest = height // len(heat), heat.copy()
     found: list[Region] = []
-    while len(found) < MOST and left_over.max() >= LEAST:
-        left, top, width, tall = (int(side) for side in boxes(left_over[None])[0])
-        strength = float(left_over.max())
-        found.append(Region(left * scale, top * scale, width * scale, tall * scale, strength))
-        left_over[top : top + tall, left : left + width] = 0
+    while len(found) < MOST and (strength := float(rest.max())) >= LEAST:
+        region = around_hottest(rest, LEAST)
+        left, top, width, tall = (side * scale for side in box_of(region))
+        found.append(Region(left, top, width, tall, strength))
+        rest[region] = 0
     return found

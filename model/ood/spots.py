@@ -87,22 +87,32 @@ def boxes(heat: Floats) -> NDArray[np.int64]:
 
     It holds the connected places around the hottest one that have at least half of its heat.
     """
-    found = np.empty((len(heat), 4), np.int64)
-    for row, values in zip(found, heat, strict=True):
-        hot = values >= _BOX * values.max()
-        region = np.zeros_like(hot)
-        region[np.unravel_index(values.argmax(), values.shape)] = True
-        size = 0
-        while size != (size := int(region.sum())):
-            grown = region.copy()
-            grown[1:] |= region[:-1]
-            grown[:-1] |= region[1:]
-            grown[:, 1:] |= region[:, :-1]
-            grown[:, :-1] |= region[:, 1:]
-            region = grown & hot
-        (top, left), (bottom, right) = np.argwhere(region).min(0), np.argwhere(region).max(0)
-        row[:] = left, top, right - left + 1, bottom - top + 1
-    return found
+    found = [box_of(around_hottest(values, _BOX * values.max())) for values in heat]
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
+def around_hottest(heat: Floats, least: float) -> NDArray[np.bool_]:
+    """The connected places around the hottest one of heat (H, W) with a heat of `least` or more, (H, W)."""
+    hot = heat >= least
+    region = np.zeros_like(hot)
+    region[np.unravel_index(heat.argmax(), heat.shape)] = True
+    size = 0
+    while size != (size := int(region.sum())):
+        grown = region.copy()
+        grown[1:] |= region[:-1]
+        grown[:-1] |= region[1:]
+        grown[:, 1:] |= region[:, :-1]
+        grown[:, :-1] |= region[:, 1:]
+        region = grown & hot
+    return region
+
+
+def box_of(region: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the places of a region (H, W)."""
+    rows, columns = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
+    return (
+        int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)
+    )  # fmt: skip
 
 
 def _chunks(count: int, each: int) -> list[slice]:

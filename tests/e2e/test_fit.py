@@ -1,20 +1,25 @@
 """From images to a gate by the commands: `fit`, `calibrate`, and older bundles."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 import ddaebm
 from ddaebm.model.bundle import MANIFEST, load_bundle, write_bundle
 from ddaebm.model.manifest import FORMAT_VERSION
 from ddaebm.model.ood.calibration import Fitted
 from ddaebm.training.data import load_data
-from tests.e2e.conftest import Cli, check_failure
+from tests.e2e.conftest import Cli, check_failure, running
 from tests.model.test_fitting import surfaces
+from tests.model.test_large import weave, with_hole
 
 
 def of_format(version: int, bundle: Path, out: Path) -> Path:
@@ -148,3 +153,67 @@ def test_fit_in_python_gives_a_model_that_can_be_saved(debug_bundle: Path, tmp_p
         model.fit(surfaces(80), hold_out=1.5)
     with ddaebm.load(debug_bundle) as model, pytest.raises(ddaebm.DataError, match="to fit a score to"):
         model.fit(surfaces(20))
+
+
+def test_large_images_are_scored_place_by_place(call: Cli, debug_bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", weave(60)[..., 0])
+    done = call("fit", debug_bundle, "--data", "mine.npy", "--out", "gate")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"--side 64, chosen from the images: about [\d.]+ s an image on this machine; --side 32: [\d.]+ s\n",
+        done.stderr,
+    )
+    np.save(tmp_path / "new.npy", np.concatenate([weave(3, seed=1), with_hole(weave(2, seed=2))])[..., 0])
+    done = call("score", "new.npy", "--bundle", "gate", "--format", "json", "--heatmaps", "pictures")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["is_ood"] for row in rows[3:]] == [True, True]
+    for row in rows[3:]:
+        left, top, width, height = row["regions"][0]["box"]
+        assert left <= 14 < left + width
+        assert top <= 42 < top + height
+    names = sorted(file.name for file in (tmp_path / "pictures").iterdir())
+    assert names == [f"{i:08d}-new.npy_{i}_.png" for i in range(5)]
+    with Image.open(tmp_path / "pictures" / names[3]) as picture:
+        assert (picture.size, picture.mode) == ((64, 64), "RGB")
+    again = call("score", "new.npy", "--bundle", "gate", "--heatmaps", "pictures")
+    check_failure(again, 1, "pictures is not empty")
+    plain = call("score", "new.npy", "--bundle", "gate", "--format", "json")
+    assert [json.loads(line)["ood_score"] for line in plain.stdout.splitlines()] == [row["ood_score"] for row in rows]
+
+
+def test_a_side_or_mask_that_cannot_be_is_refused_before_the_images_are_read(
+    call: Cli, debug_bundle: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "mine.npy", weave(60)[..., 0])
+    given = ("fit", debug_bundle, "--data", "mine.npy", "--out", "gate")
+    check_failure(call(*given, "--side", 66), 2, "multiple of 4")
+    check_failure(call(*given, "--side", 16, "--mask", "mine.npy"), 2, "mask")
+    check_failure(call(*given, "--mask", "nowhere.png"), 1, "nowhere.png")
+    assert not (tmp_path / "gate").exists()
+
+
+def test_the_service_scores_large_images_as_the_command_line_does(
+    call: Cli, debug_bundle: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "mine.npy", weave(60)[..., 0])
+    assert call("fit", debug_bundle, "--data", "mine.npy", "--out", "gate").returncode == 0
+    np.save(tmp_path / "new.npy", with_hole(weave(4, seed=2))[..., 0])
+    done = call("score", "new.npy", "--bundle", "gate", "--format", "json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    with running(tmp_path / "gate", tmp_path) as service:
+        check_service(service.client, (tmp_path / "new.npy").read_bytes(), rows)
+
+
+def check_service(client: httpx.Client, body: bytes, rows: list[dict[str, Any]]) -> None:
+    headers = {"content-type": "application/x-npy"}
+    results = client.post("/v1/scores?regions=true", content=body, headers=headers).json()["results"]
+    assert [result["ood_score"] for result in results] == [row["ood_score"] for row in rows]
+    assert all(result["regions"][0]["strength"] > 1 for result in results)
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["preprocessing"]["width"], model["fit"]["side"]) == (64, 64)
+    (image,) = client.post("/v1/samples", json={"n": 1, "seed": 1, "include": ["scores"]}).json()["images"]
+    assert 0 < image["p_value"] <= 1
+    inputs = client.get("/v2/models/debug-scorer").json()["inputs"]
+    outputs = client.get("/v2/models/debug-sampler").json()["outputs"]
+    assert (inputs[0]["shape"], outputs[0]["shape"]) == ([-1, 64, 64, 1], [-1, 16, 16, 1])

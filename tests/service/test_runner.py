@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from starlette.types import Message
 
+from ddaebm.model.files import encode_npy
 from ddaebm.service.app import create_app
 from ddaebm.service.http.context import is_low
 from ddaebm.service.queue.batching import Batcher
@@ -107,6 +108,16 @@ def test_what_cannot_be_done_in_its_time_is_refused_at_once(make_client: MakeCli
         assert 3 <= int(refused.headers["retry-after"]) <= 6
         engine.release()
         assert [request.result(PATIENCE).status_code for request in requests] == [200] * 2
+
+
+def test_large_images_are_counted_by_their_pixels(make_client: MakeClient, engine: FakeEngine) -> None:
+    engine.side = 128  # each counts as 4
+    client = make_client(max_queue_images=10)
+    images = np.zeros((3, 8, 6), np.uint8)
+    headers = {"content-type": "application/x-npy"}
+    refused = client.post("/v1/scores", content=encode_npy(images), headers=headers)
+    assert "takes 2 of this size" in check_problem(refused, 413, "too-many-images")["detail"]
+    assert client.post("/v1/scores", content=encode_npy(images[:2]), headers=headers).status_code == 200
 
 
 def test_the_second_half_of_a_request_is_not_refused(make_client: MakeClient, engine: FakeEngine) -> None:

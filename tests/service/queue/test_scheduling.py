@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddaebm.service.queue.scheduling import PATIENCE, Arrays, Job, Operation, Waiting
-from tests.service.conftest import Rows
+from tests.service.conftest import FakeEngine, Rows
 
 
 def sampling(rows: Rows) -> Arrays:
@@ -171,3 +171,35 @@ def test_small_jobs_of_low_priority_do_not_pass_larger_ones_of_normal_priority()
 def test_the_job_that_has_waited_longest_gets_the_larger_half() -> None:
     oldest = make(50, age=1)
     assert take(waiting_of(oldest, *(make(1) for _ in range(9))), 7)[oldest] == 4
+
+
+def large(rows: Rows) -> Arrays:
+    return (rows,)
+
+
+large.weight = 16  # type: ignore[attr-defined]
+
+
+def test_a_large_image_takes_the_room_of_several() -> None:
+    job = make(10, large)
+    waiting = waiting_of(job, make(3))
+    assert waiting.rows == {large: 160, sampling: 3}
+    assert waiting.all_rows == 163
+    assert take(waiting, 64) == {job: 4}
+    assert waiting.rows[large] == 96
+    assert waiting.remove(job) == 6
+    assert waiting.all_rows == 3
+
+
+def test_an_image_larger_than_a_batch_runs_alone() -> None:
+    job = make(2, large)
+    waiting = waiting_of(job)
+    assert [take(waiting, 4), take(waiting, 4), bool(waiting)] == [{job: 1}, {job: 1}, False]
+
+
+@pytest.mark.parametrize(("side", "weight"), [(None, 1), (32, 1), (64, 1), (128, 4), (256, 16), (1024, 256)])
+def test_an_image_weighs_as_much_as_its_pixels(side: int | None, weight: int) -> None:
+    engine = FakeEngine()
+    engine.side = side
+    assert Operation(engine, "score").weight == Operation(engine, "explain").weight == weight
+    assert Operation(engine, "sample").weight == 1
