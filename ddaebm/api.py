@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.bulk import BATCH, batch_of, parts, score_entries
-from ddaebm.model.bundle import Bundle, copy_bundle, find_bundle, load_bundle
+from ddaebm.model.bundle import Bundle, contract_at, copy_bundle, find_bundle, load_bundle
 from ddaebm.model.engine import Engine, load_engine
 from ddaebm.model.errors import ImageError, InputError
 from ddaebm.model.fitting import fit
@@ -23,7 +23,7 @@ from ddaebm.model.images.encode import enlarge
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.inputs import Images, entries_of, seeds_of
 from ddaebm.model.images.readers import decode_entry
-from ddaebm.model.large import choose_side, contract_at, read_region, require_side
+from ddaebm.model.large import choose_side, read_region, require_side
 from ddaebm.model.ood.conformal import false_alarm_interval
 from ddaebm.model.ood.regions import Region, regions
 from ddaebm.model.parallel import in_order
@@ -234,7 +234,7 @@ class Model:
                 raise InputError(f"{argument} must be a number between 0 and 1, not {rate!r}")
         given = list(entries_of(images, self._bundle.native.channels))
         dense = choose_side(self._bundle, given) if side is None else require_side(self._bundle, side)
-        contract = contract_at(self._bundle, dense)
+        contract = contract_at(self._bundle.native, dense)
         pixels = np.concatenate([_decoded(part, contract) for part in parts(given)])
         region = read_region(None if mask is None else Path(mask), dense)
         folder = Path(mkdtemp(prefix="ddaebm-"))

@@ -22,6 +22,7 @@ from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import decode_entry, entries
 from ddaebm.model.noise import seeds_at
 from ddaebm.model.ood.levels import Explained, because
+from ddaebm.model.ood.masks import colour_of
 from ddaebm.model.ood.regions import regions
 from ddaebm.model.parallel import in_order, rows_within
 from ddaebm.model.progress import Tick, say_nothing
@@ -279,7 +280,7 @@ def _score_batch(
             found = None
             if pictures:
                 found = regions(heat_of_it, item.pixels.shape[0])
-                picture = overlay(item.pixels, heat_of_it, *engine.explainer.warm)
+                picture = overlay(colour_of(item.pixels), heat_of_it, *engine.explainer.warm)
                 pictures(index, entry.name, encode_png(outline(picture, [region.box for region in found])))
             yield Scored(
                 index, entry.name, energies.tolist(), quantiles.tolist(), float(ood_score), float(p_value),

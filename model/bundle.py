@@ -7,7 +7,7 @@ NumPy arrays that are loaded without pickle.
 import hashlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, BundleHashError, BundleMissingFileError
 from ddaebm.model.files import PARTIAL, read_arrays, require_writable, write_folder
 from ddaebm.model.hashes import read_verified, require_plain
-from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.contract import Contract, Masked
 from ddaebm.model.manifest import MANIFEST as MANIFEST
 from ddaebm.model.manifest import (
     WITHOUT_PLACES,
@@ -70,7 +70,7 @@ class Bundle:
     @property
     def contract(self) -> Contract:
         """The form to which images are brought to be scored."""
-        return self.native if self.side is None else replace(self.native, height=self.side, width=self.side)
+        return contract_at(self.native, self.side)
 
     @property
     def scorer(self) -> Scorer:
@@ -282,6 +282,11 @@ def find_bundle(name_or_path: str) -> Path:
     raise BundleMissingFileError(
         f"no bundle {name_or_path!r}: give a shipped name ({shipped}) or a folder with a {MANIFEST}"
     )
+
+
+def contract_at(native: Contract, side: int | None) -> Contract:
+    """The form of images that are scored at `side`, for networks of the form `native`."""
+    return native if side is None else Masked(side, side, native.channels, native.resize_filter)
 
 
 def _calibrated(side: int | None) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from ddaebm.model.manifest import WITHOUT_SPOTS, check_name
 from ddaebm.model.noise import permutation
 from ddaebm.model.ood.calibration import CrossFitted, LevelsOf, PlacesFit, calibrated, cross_fit, look, score_images
 from ddaebm.model.ood.conformal import false_alarm_interval
-from ddaebm.model.ood.dense import DEFAULT_PLACES_FORM, PLACES_FORMS, blacken, fit_basis
+from ddaebm.model.ood.dense import DEFAULT_PLACES_FORM, PLACES_FORMS, fit_basis
+from ddaebm.model.ood.masks import colour_of, masked
 from ddaebm.model.ood.power import (
     MOST,
     MOST_DENSE,
@@ -36,7 +37,7 @@ from ddaebm.model.ood.power import (
 from ddaebm.model.ood.scoring import FORMS
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.recalibration import require_enough_for, require_unseen
-from ddaebm.model.runtime import OnnxEngine
+from ddaebm.model.runtime import OnnxEngine, level_statistics
 
 LEAST = 20  # images that a score can be fitted to; below that the covariance of a fold has next to no data
 LEAST_TO_CHOOSE = 100  # fitted images from which on the form of the score is chosen
@@ -127,7 +128,7 @@ def fit(
 
     Args:
         images: Ordinary images, uint8 (n, H, W, C), in the networks' own form; or larger, (n, N, N, C), to be scored
-            densely.
+            densely, with or without an opacity as their last channel.
         hold_out: Share of the images for the p-values.
         alpha: The false-alarm rate that the table is for.
         name: Name of the new bundle; None keeps the name.
@@ -150,7 +151,7 @@ def fit(
             f"{bundle.path}: bundle format {WITHOUT_SPOTS} cannot be fitted; bring it forward with"
             " `ddaebm export BUNDLE --data TRAINING_IMAGES --out NEW`"
         )
-    require_unseen(bundle, bring(images, bundle.native))
+    require_unseen(bundle, bring(colour_of(images), bundle.native))
     parts = _split(images, hold_out, seed, bundle.config.num_steps)
     require_enough_for(alpha, len(parts.held_out))
     engine = OnnxEngine(bundle, device="cpu")
@@ -180,12 +181,18 @@ def _candidates(
     """
     choice, calibration = len(parts.fitted) >= LEAST_TO_CHOOSE, len(parts.held_out)
     if side is None:
-        levels = look(engine.level_statistics, parts.fitted, tick)
+        native = partial(level_statistics, engine.energy)  # `bundle` itself may score images densely
+        levels = look(native, parts.fitted, tick)
         compared = tuple(FORMS) if choice else (PREFERRED,)
         crosses = {form: cross_fit(parts.fitted, levels, calibration, seed, form) for form in compared}
-        return engine.level_statistics, crosses, PREFERRED
+        return native, crosses, PREFERRED
     of_places = _places_in(region, side, engine.bundle.config.fold)
-    basis = fit_basis(lambda images: engine.place_outputs(blacken(images, of_places)), parts.fitted)
+
+    def outputs_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        colour, counts = masked(images, of_places)
+        return np.where(counts[:, None], engine.place_outputs(colour), np.nan)
+
+    basis = fit_basis(outputs_of, parts.fitted)
     levels_of = partial(engine.look_closely, basis=basis, region=of_places)
     levels = look(levels_of, parts.fitted, tick)
     compared = tuple(PLACES_FORMS) if choice else (DEFAULT_PLACES_FORM,)
@@ -265,7 +272,7 @@ def powers_of(
 
 def _pictures(images: NDArray[np.uint8], seed: int) -> bytes:
     """Eight ordinary images, then a row of them for each fault and severity, as PNG."""
-    few = images[spread(len(images))][:8]
+    few = colour_of(images[spread(len(images))][:8])
     if few.shape[1] > _SHOWN:  # a whole one has megabytes
         few = bring(few, Contract(_SHOWN, _SHOWN, few.shape[3]))
     rows = [few, *(faulty for _, _, faulty in painted(few, seed))]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -75,11 +74,6 @@ def most_side(config: ModelConfig) -> int:
         return MAX_SIDE
     per_place = config.data_shape[1] // max(height for height in config.heights if height in config.attention)
     return int(min(MAX_SIDE, per_place * _ATTENTION**0.5)) // config.fold * config.fold
-
-
-def contract_at(bundle: Bundle, side: int | None) -> Contract:
-    """The form of images that are scored at `side`."""
-    return bundle.native if side is None else replace(bundle.native, height=side, width=side)
 
 
 def read_mask(path: Path, side: int) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ from ddaebm.model.images.arrays import fingerprints
 from ddaebm.model.images.decode import bring
 from ddaebm.model.manifest import check_name
 from ddaebm.model.ood.calibration import calibrated, score_images
+from ddaebm.model.ood.masks import colour_of
 from ddaebm.model.ood.power import MOST, MOST_DENSE, Caught, power, spread
 from ddaebm.model.progress import Tick, say_nothing
 from ddaebm.model.runtime import OnnxEngine
@@ -47,7 +48,7 @@ def calibrate(
         check_name(name)
     require_replaceable(out)
     require_enough_for(alpha, len(images))
-    require_unseen(bundle, bring(images, bundle.native))
+    require_unseen(bundle, bring(colour_of(images), bundle.native))
     engine = OnnxEngine(bundle, device="cpu")
     scores = score_images(engine.level_statistics, bundle.fitted, images, tick)
     fitted = calibrated(bundle.fitted, scores)

@@ -17,8 +17,9 @@ from ddaebm.model.errors import BundleError, ConfigError
 from ddaebm.model.images.arrays import from_unit
 from ddaebm.model.images.decode import bring
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.ood.dense import Basis, Dense, blacken
+from ddaebm.model.ood.dense import Basis, Dense
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
+from ddaebm.model.ood.masks import masked, without
 from ddaebm.model.parallel import usable_cores
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.sampling import sample as run_steps
@@ -70,6 +71,8 @@ class OnnxEngine:
         self.energy = self._start("energy.onnx")
         self._require_shapes()
         self._dense = bundle.explainer.spots if isinstance(bundle.explainer.spots, Dense) else None
+        if self._dense is not None:
+            _ = self.places  # now, because the folder may be replaced later
 
     @functools.cached_property
     def generator(self) -> Session:
@@ -78,7 +81,7 @@ class OnnxEngine:
 
     @functools.cached_property
     def places(self) -> Session:
-        """The graph for large images. Loaded on first use, because most scores do not need it."""
+        """The graph for large images. `fit` loads it on first use; other scores do not need it."""
         return self._start("places.onnx")
 
     def _start(self, name: str) -> Session:
@@ -147,20 +150,20 @@ class OnnxEngine:
         return self.look_closely(images, self._dense.basis, self._dense.region)
 
     def look_closely(self, images: NDArray[np.uint8], basis: Basis, region: NDArray[np.float32]) -> LevelStatistics:
-        """The outputs for images that are scored densely, whose sides are multiples of `ModelConfig.fold`.
+        """The outputs for images that are scored densely, in the form of the contract or without opacity.
 
         Args:
             region: The places that count, (h, w). Others are black.
         """
-        images = blacken(images, region)
+        images, counts = masked(images, region)
         native = bring(images, self.native)
         found = level_statistics(self.energy, native)
         # On a CPU as many pixels at a time as in `_cached`.
         pixels = _CACHED_ROWS * self.native.height * self.native.width
         rows = max(1, pixels // (images.shape[1] * images.shape[2])) if self.providers[0] == CPU else len(images)
         parts = [images[start : start + rows] for start in range(0, len(images), rows)]
-        places = [basis.project(self.place_outputs(part)) for part in parts]
-        return found._replace(native=native, places=np.concatenate(places))
+        places = np.concatenate([basis.project(self.place_outputs(part)) for part in parts])
+        return found._replace(native=native, places=without(places, counts))
 
     def place_outputs(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Run the graph `places.onnx` on images (B, H, W, C): float32 (B, 2A, h, w)."""

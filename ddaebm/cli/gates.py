@@ -35,10 +35,11 @@ def fit(
 
     Tells what it would catch of your own images made faulty. Needs 40 images, and is better from 400 on.
     """
+    from ddaebm.model.bundle import contract_at
     from ddaebm.model.fitting import fit as make
     from ddaebm.model.fitting import work
     from ddaebm.model.images.readers import read_images
-    from ddaebm.model.large import contract_at, read_region
+    from ddaebm.model.large import read_region
     from ddaebm.model.progress import progress
 
     _check_rate("--alpha", alpha)
@@ -51,7 +52,7 @@ def fit(
         raise typer.BadParameter(f"--side: {error}") from error
     if dense is not None:
         _tell_cost(old, dense, chosen=side is None)
-    images = read_images(data, contract_at(old, dense), max_pixels)
+    images = read_images(data, contract_at(old.native, dense), max_pixels)
     with progress("fit", work(len(images), hold_out, dense is not None)) as tick:
         gate = make(old, images, out, hold_out, alpha, name, seed, tick, region)
     new = gate.bundle

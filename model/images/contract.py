@@ -1,6 +1,7 @@
 """The image contract: the form in which a model takes images."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from PIL import Image
 
@@ -23,6 +24,8 @@ class Contract:
     channels: int  # 1: grey, 3: RGB
     resize_filter: str = "bicubic"  # with antialiasing when an image is reduced
 
+    masked: ClassVar[bool] = False  # see `Masked`
+
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ConfigError(f"images have 1 or 3 channels, not {self.channels}")
@@ -33,3 +36,15 @@ class Contract:
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return self.height, self.width, self.channels
+
+    @property
+    def row_shape(self) -> tuple[int, int, int]:
+        """Shape of the array of one image: `shape`, with one more channel if it is `masked`."""
+        return self.height, self.width, self.channels + self.masked
+
+
+@dataclass(frozen=True)
+class Masked(Contract):
+    """A contract whose images have one more channel, their opacity: 255 where a pixel counts, 0 where it does not."""
+
+    masked: ClassVar[bool] = True

@@ -35,7 +35,7 @@ _TRANSPOSE = dict(enumerate((
 class Decoded:
     """An image in the form of the contract."""
 
-    pixels: NDArray[np.uint8]  # (H, W, C), the shape of the contract
+    pixels: NDArray[np.uint8]  # (H, W, C), the `row_shape` of the contract
     resized: bool
 
 
@@ -130,7 +130,8 @@ def _load_without_end(data: bytes) -> Image.Image:
 def convert(image: Image.Image, contract: Contract) -> Decoded:
     """Convert an opened image to the form of the contract.
 
-    Uses the first frame of an animation, applies the EXIF rotation and composites transparent pixels over black. 16-bit
+    Uses the first frame of an animation, applies the EXIF rotation and composites transparent pixels over black, whose
+    opacity is the last channel of a masked contract. 16-bit
     and 12-bit grey keep their upper 8 bits. Palette and CMYK images are converted to RGB first. Images of another size
     are resized without keeping the aspect ratio. JPEGs over 16 megapixels are decoded at reduced size first.
 
@@ -138,23 +139,30 @@ def convert(image: Image.Image, contract: Contract) -> Decoded:
         ImageFormatError: The image is truncated or corrupt, or has pixels of unknown range (floating-point, 32-bit).
     """
     try:
-        image = _to_channels(_upright(image, contract), contract.channels)
+        image = _upright(image, contract)
+        opacity = _opacity(image) if contract.masked else None
+        image = _to_channels(image, contract.channels)
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # as in open_image, but raised by the decoder
         raise ImageFormatError("the image is truncated or corrupt") from error
     resized = image.size != (contract.width, contract.height)
+    size = contract.width, contract.height
     if resized:
-        image = image.resize((contract.width, contract.height), FILTERS[contract.resize_filter])
-    return Decoded(np.asarray(image, dtype=np.uint8).reshape(contract.shape), resized)
+        image = image.resize(size, FILTERS[contract.resize_filter])
+    pixels = np.asarray(image, dtype=np.uint8).reshape(contract.shape)
+    if contract.masked:
+        counts = Image.new("L", size, 255) if opacity is None else opacity.resize(size, Image.Resampling.BILINEAR)
+        pixels = np.dstack([pixels, np.asarray(counts)])
+    return Decoded(pixels, resized)
 
 
 def bring(images: NDArray[np.uint8], contract: Contract) -> NDArray[np.uint8]:
     """Resize images (B, h, w, C) to the form of the contract, as `convert` does: (B, H, W, C)."""
-    if images.shape[1:] == contract.shape:
+    if images.shape[1:] == contract.row_shape:
         return images
     resized = [convert(from_pixels(image), contract).pixels for image in images]
-    return np.stack(resized) if resized else np.empty((0, *contract.shape), np.uint8)
+    return np.stack(resized) if resized else np.empty((0, *contract.row_shape), np.uint8)
 
 
 def decode(data: bytes, contract: Contract, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -177,6 +185,17 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
         black = Image.new("RGBA", strip.size, (0, 0, 0, 255))
         result.paste(_opaque(Image.alpha_composite(black, strip), mode), (0, top))
     return result
+
+
+def _opacity(image: Image.Image) -> Image.Image | None:
+    """The opacity of each pixel as an L image, or None if all are opaque: 16-bit grey is, as in `_to_channels`."""
+    if not image.has_transparency_data or image.mode.startswith(("I", "F")):
+        return None
+    opacity = Image.new("L", image.size)
+    for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+        opacity.paste(strip.getchannel("A"), (0, top))
+    return opacity
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:

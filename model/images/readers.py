@@ -123,7 +123,7 @@ def read_images(path: str | Path, contract: Contract, max_pixels: int = MAX_PIXE
 def read_named(
     path: str | Path, contract: Contract, max_pixels: int = MAX_PIXELS
 ) -> tuple[NDArray[np.uint8], list[str]]:
-    """Read all images of `path` in the form of the contract, uint8 (N, H, W, C), and their N names.
+    """Read all images of `path` in the form of the contract, uint8 (N, *row_shape), and their N names.
 
     Args:
         max_pixels: Most pixels of one image.
@@ -149,7 +149,7 @@ def read_named(
     if resized:
         logger.warning("%s: %d of %d images were resized to %dx%d",
                        path, resized, count, contract.width, contract.height)  # fmt: skip
-    return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.shape), names
+    return np.frombuffer(pixels, np.uint8).reshape(-1, *contract.row_shape), names
 
 
 def find_contract(

@@ -21,8 +21,9 @@ from ddaebm.model.nets.device import choose_device
 from ddaebm.model.nets.graphs import EnergyGraph, PlacesGraph, SamplerGraph
 from ddaebm.model.nets.weights import load_networks
 from ddaebm.model.noise import image_seeds
-from ddaebm.model.ood.dense import Dense, blacken
+from ddaebm.model.ood.dense import Dense
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
+from ddaebm.model.ood.masks import masked, without
 from ddaebm.model.sampling import draw_noise
 
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # output row i depends only on input row i
@@ -89,11 +90,11 @@ class TorchEngine:
     def _level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:
         if self._dense is None:
             return LevelStatistics(*self._run(self._energy, images))
-        images = blacken(images, self._dense.region)
+        images, counts = masked(images, self._dense.region)
         native = bring(images, self.native)
         (outputs,) = self._run(self._places_of, images)
         found = LevelStatistics(*self._run(self._energy, native))
-        return found._replace(native=native, places=self._dense.basis.project(outputs))
+        return found._replace(native=native, places=without(self._dense.basis.project(outputs), counts))
 
     def _sample(self, seeds: Tensor) -> tuple[Tensor, ...]:
         return (self._sampler(*draw_noise(self._config, seeds)),)

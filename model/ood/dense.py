@@ -65,12 +65,12 @@ class Dense:
         return Basis(self.offset, self.centre, self.projection)
 
     def heat(self, places: NDArray[np.float16]) -> Floats:
-        """Vectors (B, h, w, R) -> heat (B, h, w), at least 0."""
+        """Vectors (B, h, w, R) -> heat (B, h, w), at least 0, and 0 where a vector is NaN."""
         heat = np.empty(places.shape[:3])
         for part in _parts(len(places)):
             standard = (places[part] - self.dense_mean) / self.dense_std
             heat[part] = np.sqrt(np.square(standard @ self.dense_whitening).mean(3, dtype=np.float64))
-        return heat * self.region / self.unit
+        return np.nan_to_num(heat, nan=0.0, posinf=0.0) / self.unit
 
 
 def hot_statistics(heat: Floats) -> Floats:
@@ -85,13 +85,14 @@ def fit_basis(outputs_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]], im
     """Principal components of the places of ordinary images (n, H, W, C).
 
     Args:
-        outputs_of: Runs `places.onnx`: images (B, H, W, C) -> (B, 2A, h, w).
+        outputs_of: Runs `places.onnx`: images (B, H, W, C) -> (B, 2A, h, w), NaN at places that do not count.
     """
     learn = np.linspace(0, len(images) - 1, min(len(images), _LEARN)).round().astype(np.int64)
     found = []
     for i in learn:
         outputs = outputs_of(images[i : i + 1])[0]
         places = outputs.reshape(len(outputs), -1).T  # (h·w, 2A)
+        places = places[~np.isnan(places[:, 0])]  # those that count
         found.append(places[np.random.default_rng(i).permutation(len(places))[: _ROWS // len(learn)]])
     rows = np.concatenate(found).astype(np.float64)
     count = rows.shape[1] // 2
@@ -106,7 +107,7 @@ def fit_basis(outputs_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]], im
 
 
 def fit_dense(basis: Basis, places: NDArray[np.float16], form: str, region: NDArray[np.float32]) -> Dense:
-    """Fit the Gaussian to all places of ordinary images, vectors (N, h, w, R).
+    """Fit the Gaussian to all places of ordinary images, vectors (N, h, w, R), NaN at places that do not count.
 
     Args:
         form: One of `PLACES_FORMS`.
@@ -116,34 +117,29 @@ def fit_dense(basis: Basis, places: NDArray[np.float16], form: str, region: NDAr
     mean, std = _moments(places, axes)
     std = np.maximum(std, np.maximum(_FLOOR * std.mean((0, 1)), 1e-6))
     size = places.shape[3]
-    covariance, inside = np.zeros((size, size)), region > 0
+    covariance, count = np.zeros((size, size)), 0
     for part in _parts(len(places)):
-        rows = ((places[part] - mean) / std)[:, inside].reshape(-1, size).astype(np.float64)
-        covariance += rows.T @ rows
-    covariance /= len(places) * inside.sum()
+        rows = ((places[part] - mean) / std).reshape(-1, size)
+        rows = rows[~np.isnan(rows[:, 0])].astype(np.float64)
+        covariance, count = covariance + rows.T @ rows, count + len(rows)
+    covariance /= max(count, 1)
     covariance += _RIDGE * np.trace(covariance) / size * np.eye(size)
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
     dense = Dense(basis.offset, basis.centre, basis.projection, mean, std, whitening, region, np.ones(1))
     return replace(dense, unit=np.maximum(np.median(dense.heat(places).max((1, 2))), 1e-6).reshape(1))
 
 
-def blacken(images: NDArray[np.uint8], region: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Images (B, H, W, C) that are black at places outside of `region` (h, w)."""
-    if region.all():
-        return images
-    height, width = (side // places for side, places in zip(images.shape[1:3], region.shape, strict=True))
-    return images * region.astype(np.uint8).repeat(height, 0).repeat(width, 1)[..., None]
-
-
 def _moments(places: NDArray[np.float16], axes: tuple[int, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation of vectors (N, h, w, R) over `axes`, which stay as axes of length 1 but for N."""
-    total, squares = (np.zeros(()) for _ in range(2))
+    total, squares, count = np.zeros(()), np.zeros(()), np.zeros(())
     for part in _parts(len(places)):
         values = places[part].astype(np.float64)
+        known = ~np.isnan(values)
+        values = np.where(known, values, 0)
         total, squares = total + values.sum(axes, keepdims=True), squares + np.square(values).sum(axes, keepdims=True)
-    count = len(places) * np.prod([places.shape[axis] for axis in axes[1:]])
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+        count = count + known.sum(axes, keepdims=True)
+    mean = total / np.maximum(count, 1)
+    std = np.sqrt(np.maximum(squares / np.maximum(count, 1) - np.square(mean), 0))
     return mean[0].astype(np.float32), std[0].astype(np.float32)
 
 

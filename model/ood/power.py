@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.ood.faults import FAULTS
+from ddaebm.model.ood.masks import colour_of
 
 Floats = NDArray[np.float64]
 ScoreOf = Callable[[NDArray[np.uint8]], Floats]  # joined OOD scores of images (B, H, W, C)
@@ -43,11 +44,18 @@ def spread(count: int, most: int = MOST) -> NDArray[np.int64]:
 
 
 def painted(images: NDArray[np.uint8], seed: int = 0) -> Iterator[tuple[str, str, NDArray[np.uint8]]]:
-    """(fault, severity, faulty images) for every row of the table. Each row has random numbers of its own."""
+    """(fault, severity, faulty images) for every row of the table. Each row has random numbers of its own.
+
+    The opacity of masked images stays as it is.
+    """
+    colour = colour_of(images)
     for number, fault in enumerate(FAULTS):
         for severity in fault.severities:
             rng = np.random.default_rng([seed, number, round(1000 * severity)])
-            yield fault.name, f"{severity:g} {fault.unit}", fault.paint(images, severity, rng)
+            faulty = fault.paint(colour, severity, rng)
+            if faulty.shape != images.shape:
+                faulty = np.concatenate([faulty, images[..., -1:]], 3)
+            yield fault.name, f"{severity:g} {fault.unit}", faulty
 
 
 def power(

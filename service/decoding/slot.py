@@ -185,4 +185,4 @@ def _read(reply: bytes, contract: Contract) -> Decoded:
     kind, rest = reply[:1], reply[1:]
     if kind in worker.ERRORS:
         raise worker.ERRORS[kind](rest.decode())
-    return Decoded(np.frombuffer(rest, np.uint8).reshape(contract.shape), kind == worker.RESIZED)
+    return Decoded(np.frombuffer(rest, np.uint8).reshape(contract.row_shape), kind == worker.RESIZED)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ddaebm.model.errors import ImageError, ImageFormatError, ImageTooLargeError
-from ddaebm.model.images.contract import Contract
+from ddaebm.model.images.contract import Contract, Masked
 from ddaebm.model.images.decode import FORMATS, convert
 from ddaebm.model.images.formats import Entry
 from ddaebm.model.images.readers import open_entry
@@ -59,14 +59,16 @@ def main(descriptor: int, memory: int) -> None:
 
 def ask(contract: Contract, max_pixels: int, shape: tuple[int, ...] | None) -> bytes:
     """A question. `shape` is that of raw pixels; None means that an image file follows."""
-    return json.dumps([contract.shape, contract.resize_filter, max_pixels, shape]).encode()
+    return json.dumps([contract.shape, contract.resize_filter, contract.masked, max_pixels, shape]).encode()
 
 
 def answer(question: bytes, content: bytes) -> bytes:
-    (height, width, channels), resize_filter, max_pixels, shape = json.loads(question)
+    form, resize_filter, masked, max_pixels, shape = json.loads(question)
+    height, width, channels = form
+    contract = (Masked if masked else Contract)(height, width, channels, resize_filter)
     try:
         body = content if shape is None else np.frombuffer(content, np.uint8).reshape(shape)
-        decoded = convert(open_entry(Entry("", body), max_pixels), Contract(height, width, channels, resize_filter))
+        decoded = convert(open_entry(Entry("", body), max_pixels), contract)
     except ImageTooLargeError as error:
         return LARGE + str(error).encode("utf-8", "replace")
     except ImageError as error:

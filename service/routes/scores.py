@@ -16,6 +16,7 @@ from ddaebm.model.images.decode import Decoded
 from ddaebm.model.images.encode import encode_png, overlay
 from ddaebm.model.ood.conformal import fdr_threshold
 from ddaebm.model.ood.levels import Explained, Scores, because
+from ddaebm.model.ood.masks import colour_of
 from ddaebm.model.ood.regions import regions
 from ddaebm.service.decoding.quick import decode_quick
 from ddaebm.service.decoding.slot import Job
@@ -128,7 +129,7 @@ def respond(
             heat = scores.heat[row]
             found = [Region(box=region.box, strength=region.strength) for region in regions(heat, len(item.pixels))]
             if pictures:
-                png = encode_png(overlay(item.pixels, heat, *engine.explainer.warm))
+                png = encode_png(overlay(colour_of(item.pixels), heat, *engine.explainer.warm))
                 picture = base64.b64encode(png).decode()
         reason = because(scores.box[row])
         results.append(

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ddaebm.model.engine import Engine
+from ddaebm.model.images.decode import bring
 from ddaebm.model.noise import MAX_SEED
 from ddaebm.model.ood.levels import Scores
 from ddaebm.service.http.context import Context, RequestContext
@@ -179,6 +180,8 @@ async def _infer(model: V2Model, version: str, request: Request, service: Servic
         rows = rows[:, 0]
         if rows.min() < 0 or rows.max() > MAX_SEED:
             raise Problem(422, "invalid-request", f"seeds must lie in 0..{MAX_SEED}")
+    elif model.engine.side is not None:
+        rows = await asyncio.to_thread(bring, rows, model.engine.contract)  # all of it is opaque
     arrays = await service.runner.run(request, context, model.operation, rows)
     if model.input.name == "seeds":
         service.metrics.sampled.labels(model.engine.name).inc(len(rows))

@@ -14,13 +14,13 @@ from PIL import Image
 
 import ddaebm
 from ddaebm.model.bulk import score_entries
-from ddaebm.model.bundle import Bundle, load_bundle
+from ddaebm.model.bundle import Bundle, contract_at, load_bundle
 from ddaebm.model.config import ModelConfig
 from ddaebm.model.errors import BundleError, ConfigError, DataError
 from ddaebm.model.fitting import fit
 from ddaebm.model.images.encode import encode_png
 from ddaebm.model.images.formats import Entry
-from ddaebm.model.large import choose_side, contract_at, most_side, read_mask, read_region, require_side
+from ddaebm.model.large import choose_side, most_side, read_mask, read_region, require_side
 from ddaebm.model.nets.torch_engine import TorchEngine
 from ddaebm.model.ood.dense import PLACES_FORMS
 from ddaebm.model.recalibration import calibrate
@@ -101,6 +101,22 @@ def test_the_score_is_the_same_on_every_route_and_in_every_batch(gate: Bundle, e
     np.testing.assert_array_equal(engine.explain(images).ood_score, together)
 
 
+def test_a_gate_that_was_replaced_on_disk_is_served_on(gate: Bundle, engine: OnnxEngine, tmp_path: Path) -> None:
+    shutil.copytree(gate.path, tmp_path / "gate")
+    loaded = OnnxEngine(load_bundle(tmp_path / "gate"), device="cpu")
+    shutil.rmtree(tmp_path / "gate")
+    np.testing.assert_array_equal(loaded.score(weave(2)).ood_score, engine.score(weave(2)).ood_score)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_of_image_is_scored(gate: Bundle, mode: str) -> None:
+    file = io.BytesIO()
+    image = Image.new(mode, (50, 70))
+    extra = {"transparency": 0} if mode in ("L", "P", "I;16", "1") else {}
+    image.save(file, "TIFF" if mode == "CMYK" else "PNG", **extra)
+    assert np.isfinite(ddaebm.load(gate.path).score(file.getvalue()).ood_score).all()
+
+
 def test_torch_gives_the_same_scores(gate: Bundle, engine: OnnxEngine) -> None:
     images = with_hole(weave(6, seed=3))
     ours = TorchEngine(gate, "cpu", threads=1, max_batch=4).explain(images)
@@ -141,6 +157,46 @@ def test_a_masked_gate_does_not_look_elsewhere(bundle: Bundle, tmp_path: Path) -
     new = weave(20, seed=5)
     np.testing.assert_array_equal(gate.score(with_hole(new, top=8)).ood_score, gate.score(new).ood_score)
     assert (gate.score(with_hole(new)).p_value <= 0.05).all()
+
+
+def test_transparent_pixels_are_not_judged(gate: Bundle) -> None:
+    model, image = ddaebm.load(gate.path), weave(1, seed=6)[0]
+    opaque = np.full((SIDE, SIDE), 255, np.uint8)
+    opaque[32:] = 0
+    holed = with_hole(image[None])[0]
+    cut = Image.fromarray(np.dstack([holed, opaque]), "LA")
+    black = np.where(opaque[..., None] > 0, image, 0).astype(np.uint8)  # what the networks see of it
+    heat = model.heatmap([cut, holed, black])
+    assert not heat[0, 36:].any()
+    assert heat[1, 36:].max() > 1
+    assert heat[2, 36:].max() > 0
+    np.testing.assert_array_equal(heat[0, :28], heat[2, :28])
+    png = io.BytesIO()
+    cut.save(png, "PNG")
+    assert model.score(png.getvalue()).ood_score == model.score(cut).ood_score
+
+
+def test_a_gate_fitted_to_cut_out_images_does_not_see_their_background(bundle: Bundle, tmp_path: Path) -> None:
+    """The upper half is cut out; what is left below it in the file differs, and is transparent."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cut"
+    folder.mkdir()
+
+    def cut(image: NDArray[np.uint8]) -> Image.Image:
+        image = image.copy()
+        image[32:] = rng.integers(0, 256, (32, SIDE, 1))
+        opacity = np.full((SIDE, SIDE), 255, np.uint8)
+        opacity[32:] = 0
+        return Image.fromarray(np.dstack([image, opacity]), "LA")
+
+    for i, image in enumerate(weave(60)):
+        cut(image).save(folder / f"{i}.png")
+    gate = ddaebm.load(bundle.path).fit(folder)
+    assert gate.shape == (SIDE, SIDE, 1)
+    new = [cut(image) for image in weave(20, seed=1)]
+    holes = [cut(image) for image in with_hole(weave(20, seed=1), top=8)]
+    assert gate.score(new).is_ood(0.05).mean() < 0.3
+    assert gate.score(holes).is_ood(0.05).all()
 
 
 def test_a_mask_may_have_another_size_but_not_be_black_or_words(tmp_path: Path) -> None:
@@ -199,7 +255,7 @@ def test_other_sides_are_refused(bundle: Bundle, side: int) -> None:
 def test_the_networks_own_side_is_not_dense(bundle: Bundle) -> None:
     assert require_side(bundle, 16) is None
     assert require_side(bundle, 1024) == 1024
-    assert contract_at(bundle, None) == bundle.native
+    assert contract_at(bundle.native, None) == bundle.native
 
 
 def test_attention_bounds_the_side() -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ddaebm.model.ood.dense import PLACES_FORMS, Basis, blacken, fit_basis, fit_dense, hot_statistics
+from ddaebm.model.ood.dense import PLACES_FORMS, Basis, fit_basis, fit_dense, hot_statistics
+from ddaebm.model.ood.masks import colour_of, masked, without
 from ddaebm.model.ood.regions import Region, regions
 
 GRID = 8
@@ -79,18 +80,37 @@ def test_an_image_is_scored_alike_whatever_shares_its_batch(basis: Basis) -> Non
         np.testing.assert_array_equal(dense.heat(basis.project(outputs[i : i + 1]))[0], together[i])
 
 
-def test_places_that_do_not_count_are_black_and_cold(basis: Basis) -> None:
+def test_places_that_do_not_count_are_black_and_cold_and_fit_nothing(basis: Basis) -> None:
     region = EVERYWHERE.copy()
     region[:4] = 0
-    images = blacken(ordinary(40), region)
+    images, counts = masked(ordinary(40), region)
     assert not images[:, :16].any()
     np.testing.assert_array_equal(images[:, 16:], ordinary(40)[:, 16:])
-    dense = fit_dense(basis, basis.project(outputs_of(images)), "all places alike", region)
-    faulty = ordinary(3)
-    faulty[:, 4:8, 4:8] = 255
-    heat = dense.heat(basis.project(outputs_of(faulty)))
+    assert (counts == (region > 0)).all()
+    places = without(basis.project(outputs_of(images)), counts)
+    dense = fit_dense(basis, places, "all places alike", region)
+    whole = fit_dense(basis, basis.project(outputs_of(ordinary(40)))[:, 4:], "all places alike", region[4:])
+    np.testing.assert_allclose(dense.dense_whitening, whole.dense_whitening, rtol=1e-4, atol=1e-5)
+    heat = dense.heat(places)
     assert not heat[:, :4].any()
     assert heat[:, 4:].all()
+
+
+def test_a_place_counts_where_it_is_wholly_opaque() -> None:
+    images = np.full((2, 32, 32, 4), 255, np.uint8)
+    images[0, 3, 3, 3] = 254
+    images[1, 8:, :, 3] = 0
+    colour, counts = masked(images, EVERYWHERE)
+    np.testing.assert_array_equal(colour, images[..., :3])
+    assert not counts[0, 0, 0]
+    assert counts[0].sum() == GRID * GRID - 1
+    assert counts[1, :2].all()
+    assert not counts[1, 2:].any()
+
+
+@pytest.mark.parametrize(("channels", "left"), [(1, 1), (2, 1), (3, 3), (4, 3)])
+def test_opacity_is_no_colour(channels: int, left: int) -> None:
+    assert colour_of(np.zeros((2, 5, 5, channels), np.uint8)).shape == (2, 5, 5, left)
 
 
 def test_the_statistics_are_the_hottest_place_and_the_mean_of_the_hottest_64th() -> None:
