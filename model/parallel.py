@@ -15,6 +15,8 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the control group: "QUOTA PERIO
 T = TypeVar("T")
 R = TypeVar("R")
 
+SMALL = 64 * 64  # pixels of an image up to which it counts as one
+
 
 def usable_cores() -> int:
     """Number of cores this process may use, by its CPU set and its control group's quota (`docker --cpus`)."""
@@ -59,3 +61,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], workers: int) -> It
 def rows_within(most: int, pixels: int) -> int:
     """Images of `pixels` pixels to compute at a time: `most`, or fewer so that they are a megapixel at most."""
     return max(1, min(most, 2**20 // pixels))
+
+
+def weight_of(side: int | None) -> int:
+    """Small images that an image of `side` x `side` pixels counts for; None: one in the networks' own form."""
+    return 1 if side is None else max(1, side**2 // SMALL)

@@ -20,7 +20,7 @@ from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.dense import Basis, Dense
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.ood.masks import masked, without
-from ddaebm.model.parallel import usable_cores
+from ddaebm.model.parallel import usable_cores, weight_of
 from ddaebm.model.sampling import draw_noise
 from ddaebm.model.sampling import sample as run_steps
 from ddaebm.model.schedule import make_schedule
@@ -180,7 +180,7 @@ class OnnxEngine:
 
     def warm_up(self, max_batch: int) -> None:
         """Run batches of size 1 and `max_batch`, so that TensorRT builds for every size between them."""
-        for batch in {1, max_batch}:
+        for batch in {1, max(1, max_batch // weight_of(self.side))}:
             self.score(bring(self.sample(image_seeds(0, batch)), self.contract))
 
 

@@ -24,6 +24,7 @@ from ddaebm.model.noise import image_seeds
 from ddaebm.model.ood.dense import Dense
 from ddaebm.model.ood.levels import Explained, LevelStatistics, Scores, explain_levels, score_levels
 from ddaebm.model.ood.masks import masked, without
+from ddaebm.model.parallel import weight_of
 from ddaebm.model.sampling import draw_noise
 
 Compute: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]  # output row i depends only on input row i
@@ -84,7 +85,9 @@ class TorchEngine:
         return explain_levels(self.scorer, self.explainer, images, self._level_statistics(images))
 
     def warm_up(self, max_batch: int) -> None:
-        for batch in reversed(ladder(max_batch)):  # the largest first, so that smaller ones reuse its memory
+        for batch in reversed(
+            ladder(max(1, max_batch // weight_of(self.side)))
+        ):  # the largest first, so that smaller ones reuse its memory
             self.score(bring(self.sample(image_seeds(0, batch)), self.contract))
 
     def _level_statistics(self, images: NDArray[np.uint8]) -> LevelStatistics:

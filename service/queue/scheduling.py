@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddaebm.model.engine import Engine
+from ddaebm.model.parallel import weight_of
 
 Arrays = tuple[NDArray[Any], ...]
 Kind = Literal["sample", "score", "explain"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-SMALL = 64 * 64  # pixels of an image up to which it counts as one
 PATIENCE = 5.0  # seconds by which other work may pass low-priority work
 
 
@@ -38,9 +38,7 @@ class Operation:
     @functools.cached_property
     def weight(self) -> int:
         """Small images that a row counts for, in the limits of the queue and of a batch."""
-        if self.kind == "sample" or self.engine.side is None:
-            return 1
-        return max(1, self.engine.side**2 // SMALL)
+        return 1 if self.kind == "sample" else weight_of(self.engine.side)
 
     def __call__(self, rows: NDArray[Any]) -> Arrays:
         """Results of `rows` (B, ...): arrays whose row i belongs to row i."""
