@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ddaebm.model.errors import DataError
+
 Floats = NDArray[np.float64]
 
 PLACES_FORMS: dict[str, bool] = {"all places alike": False, "each place its own": True}
@@ -86,6 +88,9 @@ def fit_basis(outputs_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]], im
 
     Args:
         outputs_of: Runs `places.onnx`: images (B, H, W, C) -> (B, 2A, h, w), NaN at places that do not count.
+
+    Raises:
+        DataError: No place counts.
     """
     learn = np.linspace(0, len(images) - 1, min(len(images), _LEARN)).round().astype(np.int64)
     found = []
@@ -95,6 +100,8 @@ def fit_basis(outputs_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]], im
         places = places[~np.isnan(places[:, 0])]  # those that count
         found.append(places[np.random.default_rng(i).permutation(len(places))[: _ROWS // len(learn)]])
     rows = np.concatenate(found).astype(np.float64)
+    if not len(rows):
+        raise DataError("no place of the images is wholly opaque and in the mask; give others, or a larger mask")
     count = rows.shape[1] // 2
     offset = np.maximum(_OFFSET * rows[:, count:].mean(0), 1e-12).astype(np.float32)
     rows[:, count:] = np.log(rows[:, count:] + offset)
@@ -102,7 +109,7 @@ def fit_basis(outputs_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]], im
     standard = (rows - centre) / std
     values, axes = np.linalg.eigh(standard.T @ standard / len(standard))
     kept = slice(None, -min(COMPONENTS, len(values), len(rows)) - 1, -1)  # the largest first
-    projection = axes[:, kept] / np.sqrt(np.maximum(values[kept], 0) + _RIDGE * values.mean()) / std[:, None]
+    projection = axes[:, kept] / np.sqrt(np.maximum(values[kept], 0) + max(_RIDGE * values.mean(), 1e-9)) / std[:, None]
     return Basis(offset, centre.astype(np.float32), projection.astype(np.float32))
 
 
@@ -123,7 +130,7 @@ def fit_dense(basis: Basis, places: NDArray[np.float16], form: str, region: NDAr
         rows = rows[~np.isnan(rows[:, 0])].astype(np.float64)
         covariance, count = covariance + rows.T @ rows, count + len(rows)
     covariance /= max(count, 1)
-    covariance += _RIDGE * np.trace(covariance) / size * np.eye(size)
+    covariance += max(_RIDGE * np.trace(covariance) / size, 1e-9) * np.eye(size)
     whitening = np.linalg.cholesky(np.linalg.inv(covariance)).astype(np.float32)
     dense = Dense(basis.offset, basis.centre, basis.projection, mean, std, whitening, region, np.ones(1))
     return replace(dense, unit=np.maximum(np.median(dense.heat(places).max((1, 2))), 1e-6).reshape(1))

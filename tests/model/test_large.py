@@ -199,6 +199,19 @@ def test_a_gate_fitted_to_cut_out_images_does_not_see_their_background(bundle: B
     assert gate.score(holes).is_ood(0.05).all()
 
 
+def test_images_of_which_nothing_counts_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    clear = np.concatenate([weave(60), np.zeros((60, SIDE, SIDE, 1), np.uint8)], 3)
+    with pytest.raises(DataError, match="wholly opaque"):
+        fit(bundle, clear, tmp_path / "gate")
+
+
+def test_flat_images_of_several_greys_can_be_fitted(bundle: Bundle, tmp_path: Path) -> None:
+    flat = np.repeat(np.arange(60, dtype=np.uint8), SIDE * SIDE).reshape(60, SIDE, SIDE, 1)
+    engine = OnnxEngine(fit(bundle, flat, tmp_path / "gate").bundle, device="cpu")
+    assert np.isfinite(engine.score(flat).ood_score).all()
+    assert (engine.score(with_hole(flat + 100)).p_value <= 0.05).all()
+
+
 def test_a_mask_may_have_another_size_but_not_be_black_or_words(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.new("L", (300, 200), 255).save(path)
