@@ -76,7 +76,7 @@ class Dense:
 
 
 def hot_statistics(heat: Floats) -> Floats:
-    """Of heat (B, h, w) the hottest place, and the mean of the hottest 64th: (B, 2)."""
+    """Return the hottest place of heat (B, h, w), and the mean of the hottest 64th of the places: (B, 2)."""
     flat = heat.reshape(len(heat), -1)
     count = max(1, round(_HOT * flat.shape[1]))
     hottest = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]

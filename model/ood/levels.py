@@ -21,7 +21,7 @@ class LevelStatistics(NamedTuple):
     energies: NDArray[np.float32]  # (B, T)
     energy_map: NDArray[np.float32]  # (B, T, H, W); its sum over H and W is `energies`
     features: NDArray[np.float32]  # (B, T, F)
-    # Of images that are scored densely; the outputs above are then those of the reduced images.
+    # The next two are given where images are scored densely; the outputs above then belong to the reduced images.
     native: NDArray[np.uint8] | None = None  # (B, H, W, C), the images reduced to the networks' own form
     places: NDArray[np.float16] | None = None  # (B, h, w, R), `model.ood.dense.Basis.project`
 

@@ -1,4 +1,4 @@
-"""What of an image counts: the places of a region, and the opacity that masked images have as their last channel."""
+"""Masks: the places of an image that count, by a region for all images and by the opacity of each."""
 
 import numpy as np
 from numpy.typing import NDArray
