@@ -72,7 +72,7 @@ class OnnxEngine:
         self._require_shapes()
         self._dense = bundle.explainer.spots if isinstance(bundle.explainer.spots, Dense) else None
         if self._dense is not None:
-            _ = self.places  # now, because the folder may be replaced later
+            self._require_places(len(self._dense.centre))  # now, because the folder may be replaced later
 
     @functools.cached_property
     def generator(self) -> Session:
@@ -117,6 +117,15 @@ class OnnxEngine:
             raise BundleError(
                 f"{self.bundle.path}: its graphs have {', '.join(wrong)}, unlike {MANIFEST} or calibration.npz;"
                 " export the bundle again"
+            )
+
+    def _require_places(self, outputs: int) -> None:
+        """Raise BundleError if `places.onnx` takes other images, or gives other than `outputs` numbers of a place."""
+        ends = (*self.places.get_inputs(), *self.places.get_outputs())
+        found = [(end.name, end.shape[axis]) for end, axis in zip(ends, (-1, 1), strict=False) if len(end.shape) == 4]
+        if len(ends) != 2 or found != [("images", self.native.channels), ("places", outputs)]:
+            raise BundleError(
+                f"{self.bundle.path}: places.onnx is unlike {MANIFEST} or calibration.npz; make the bundle again"
             )
 
     def sample(self, seeds: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -312,6 +312,18 @@ def test_tampered_arrays_are_refused(gate: Bundle, tmp_path: Path) -> None:
             load_bundle(folder)
 
 
+def test_another_graph_in_place_of_the_one_for_places_is_refused(gate: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "gate"
+    shutil.copytree(gate.path, folder)
+    shutil.copy(folder / "energy.onnx", folder / "places.onnx")
+    manifest = json.loads((folder / "bundle.json").read_text())
+    digest = hashlib.sha256((folder / "places.onnx").read_bytes()).hexdigest()
+    manifest["files"]["places.onnx"] = manifest["calibration"]["of"]["places.onnx"] = digest
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"places\.onnx is unlike"):
+        OnnxEngine(load_bundle(folder), device="cpu")
+
+
 @pytest.mark.parametrize("side", [66, 2048, -4, 0])
 def test_a_manifest_with_another_side_is_refused(gate: Bundle, tmp_path: Path, side: int) -> None:
     folder = tmp_path / "gate"
