@@ -105,7 +105,7 @@ def export(
 
 @dataclass(frozen=True)
 class Source:
-    """What a bundle is made of."""
+    """The networks, images and texts that make a bundle."""
 
     name: str
     network: ModelConfig
@@ -119,7 +119,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a bundle is evaluated on, as the arguments of `export`."""
+    """The images that a bundle is evaluated on, as the arguments of `export`."""
 
     test: str | None
     ood: Mapping[str, str]

@@ -27,7 +27,7 @@ MAX_PARITY_ERROR = 1e-3  # relative
 
 
 class Graph(NamedTuple):
-    """What one ONNX file is made from: a module, example inputs, and the names of inputs and outputs."""
+    """The source of one ONNX file: a module, example inputs, and the names of inputs and outputs."""
 
     module: nn.Module
     example: tuple[Any, ...]  # tensors, or lists of tensors

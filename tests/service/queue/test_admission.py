@@ -1,4 +1,4 @@
-"""What the queue accepts, and whether callers that come back when told are accepted then."""
+"""Tests which work the queue accepts, and whether callers that come back when told are accepted then."""
 
 import heapq
 import math

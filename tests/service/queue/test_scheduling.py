@@ -1,4 +1,4 @@
-"""What goes into a batch: fairness between sizes, priorities and operations. No threads, no clock but arrival times."""
+"""Tests how batches are filled: fairness between sizes, priorities, operations. No threads, no clock but arrival times."""
 
 import asyncio
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ sampling.weight = scoring.weight = 1  # type: ignore[attr-defined]
 
 @pytest.fixture(autouse=True)
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """What futures belong to; it never runs."""
+    """The loop that futures belong to; it never runs."""
     made = asyncio.new_event_loop()
     asyncio.set_event_loop(made)
     yield made
