@@ -1,4 +1,4 @@
-"""Tests how batches are filled: fairness between sizes, priorities, operations. No threads, no clock but arrival times."""
+"""Tests how batches are filled: fairness between sizes, priorities, operations. No threads, no clock but arrivals."""
 
 import asyncio
 from collections.abc import Iterator
